@@ -1,0 +1,241 @@
+"""Batches of a token budget, bucketed by length, reproducible from (seed, number of the batch)."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nmt.encoding import EncodedCorpus
+from nmt.errors import UserError
+from nmt.planning import Rows, check_budget, evaluation_batches, plan_batches
+from nmt.vocabulary import EOS, PAD, Vocabulary
+
+__all__ = ["Batch", "TrainingStream", "collate", "evaluation_batches", "pad", "plan_batches"]
+
+logger = logging.getLogger(__name__)
+
+Sampler = Callable[[Sequence[int]], tuple[list[list[int]], list[list[int]]]]
+
+
+@dataclass
+class Batch:
+    """Padded ids of some rows of a corpus.
+
+    Attributes:
+        source: (batch, source length) int64, each row ends in EOS, then PAD.
+        source_lengths: (batch,) int64, EOS counted.
+        target: (batch, target length) int64, each row ends in EOS, then PAD; no BOS.
+        target_lengths: (batch,) int64, EOS counted.
+        indices: row of the corpus for each row of the batch.
+        epoch: the epoch that the batch belongs to.
+    """
+
+    source: Tensor
+    source_lengths: Tensor
+    target: Tensor
+    target_lengths: Tensor
+    indices: list[int]
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def source_tokens(self) -> int:
+        """Source tokens without padding, EOS counted."""
+        return int(self.source_lengths.sum())
+
+    @property
+    def target_tokens(self) -> int:
+        """Target tokens without padding, EOS counted."""
+        return int(self.target_lengths.sum())
+
+    @property
+    def padding_share(self) -> float:
+        """The share of PAD in source and target together, in [0, 1)."""
+        return 1 - (self.source_tokens + self.target_tokens) / (self.source.numel() + self.target.numel())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The batch on another device."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from where it copies to a GPU without waiting."""
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(
+            self,
+            source=change(self.source),
+            source_lengths=change(self.source_lengths),
+            target=change(self.target),
+            target_lengths=change(self.target_lengths),
+        )
+
+
+def collate(
+    corpus: EncodedCorpus, rows: Sequence[int] | Rows, epoch: int, sampler: Sampler | None = None
+) -> Batch:
+    """Makes a batch of rows of a corpus.
+
+    Args:
+        corpus: the ids.
+        rows: which rows, in the order of the batch.
+        epoch: noted in the batch.
+        sampler: gives the ids of source and target of the rows instead of the corpus (subword regularisation).
+    """
+    indices = [int(row) for row in rows]
+    sources: Sequence[Sequence[int] | NDArray[np.int32]]
+    targets: Sequence[Sequence[int] | NDArray[np.int32]]
+    if sampler is None:
+        sources, targets = [corpus.source(i) for i in indices], [corpus.target(i) for i in indices]
+    else:
+        sources, targets = sampler(indices)
+    return Batch(*pad(sources), *pad(targets), indices, epoch)
+
+
+def pad(sentences: Sequence[Sequence[int] | NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+    """Appends EOS to each sentence and pads.
+
+    Returns:
+        ids (batch, length) int64 and lengths (batch,) int64, EOS counted.
+    """
+    lengths = np.array([len(sentence) + 1 for sentence in sentences], dtype=np.int64)
+    ids = np.full((len(sentences), int(lengths.max(initial=0))), PAD, dtype=np.int64)
+    for row, sentence in enumerate(sentences):
+        ids[row, : len(sentence)] = sentence
+        ids[row, len(sentence)] = EOS
+    return torch.from_numpy(ids), torch.from_numpy(lengths)
+
+
+class TrainingStream:
+    """An endless or finite iterable of batches; batch b is a function of (corpus, budget, seed, b) alone.
+
+    So a run that resumes at batch b sees what it would have seen. Iterating starts at `start_batch` each time.
+    """
+
+    def __init__(
+        self,
+        corpus: EncodedCorpus,
+        budget: int,
+        seed: int,
+        start_batch: int = 0,
+        epochs: int | None = None,
+        max_length: int | None = None,
+        sampling: float = 0.0,
+        vocabularies: tuple[Vocabulary, Vocabulary] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Checks the corpus against the limits.
+
+        Args:
+            corpus: what to train on.
+            budget: largest cost of a batch in tokens, padding and EOS counted; see `plan_batches`. Sampling makes
+                sentences longer than that plan knows.
+            seed: decides order and sampling.
+            start_batch: number of the first batch, counted over all epochs (and all ranks) from 0.
+            epochs: None never ends.
+            max_length: pairs with more pieces on a side are left out; None keeps all.
+            sampling: strength of subword regularisation, 0 is off; see `Vocabulary.sample`.
+            vocabularies: of source and target, needed for sampling.
+            rank: this process takes the batches b with b % world == rank.
+            world: number of processes; an incomplete last round of a finite stream is left out, so that all
+                have equally many.
+
+        Raises:
+            UserError: no pair is left, a sentence is over the budget, or sampling without vocabularies.
+        """
+        if sampling and vocabularies is None:
+            raise UserError(
+                f"sampling is {sampling}, which needs the vocabularies; pass them or set sampling to 0."
+            )
+        if not 0 <= rank < world or start_batch % world:
+            raise ValueError(
+                f"rank {rank} of {world}, start_batch {start_batch}: not a whole number of rounds"
+            )
+        self.corpus, self.budget, self.seed = corpus, budget, seed
+        self.start_batch, self.epochs = start_batch, epochs
+        self.sampling, self._vocabularies = sampling, vocabularies
+        self.rank, self.world = rank, world
+        self.rows = _usable_rows(corpus, max_length)
+        self._source_lengths = corpus.source_lengths[self.rows]
+        self._target_lengths = corpus.target_lengths[self.rows]
+        check_budget(
+            np.maximum(self._source_lengths, self._target_lengths).astype(np.int64) + 1, budget, self.rows
+        )
+        self._counts: dict[int, int] = {}
+
+    def batches_in_epoch(self, epoch: int) -> int:
+        """The number of batches of an epoch (of all ranks together); epochs differ a little."""
+        if epoch not in self._counts:
+            self._plan(epoch)
+        return self._counts[epoch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, first = self._locate(self.start_batch)
+        while self.epochs is None or epoch < self.epochs:
+            plan = self._plan(epoch)
+            last = self._last_whole_round(first + len(plan)) if epoch + 1 == self.epochs else None
+            for number, rows in enumerate(plan, start=first):
+                if number >= self.start_batch and number % self.world == self.rank:
+                    if last is not None and number >= last:
+                        return
+                    yield collate(self.corpus, rows, epoch, self._sampler(number) if self.sampling else None)
+            first += len(plan)
+            epoch += 1
+
+    def _last_whole_round(self, total: int) -> int:
+        return total - total % self.world
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        """The epoch of a batch and the number of that epoch's first batch."""
+        epoch = first = 0
+        while (self.epochs is None or epoch < self.epochs) and first + self.batches_in_epoch(epoch) <= number:
+            first += self.batches_in_epoch(epoch)
+            epoch += 1
+        return epoch, first
+
+    def _plan(self, epoch: int) -> list[Rows]:
+        plan = plan_batches(
+            self._source_lengths, self._target_lengths, self.budget, seed=self.seed, epoch=epoch
+        )
+        self._counts[epoch] = len(plan)
+        return [self.rows[rows] for rows in plan]
+
+    def _sampler(self, number: int) -> Sampler:
+        source_seed, target_seed = np.random.SeedSequence([self.seed % 2**63, number]).generate_state(2)
+
+        def sample(rows: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+            assert self._vocabularies is not None
+            source, target = self._vocabularies
+            sources = source.sample(
+                [self.corpus.source_line(i) for i in rows], int(source_seed), self.sampling
+            )
+            targets = target.sample(
+                [self.corpus.target_line(i) for i in rows], int(target_seed), self.sampling
+            )
+            return sources, targets
+
+        return sample
+
+
+def _usable_rows(corpus: EncodedCorpus, max_length: int | None) -> Rows:
+    shorter = np.minimum(corpus.source_lengths, corpus.target_lengths)
+    longer = np.maximum(corpus.source_lengths, corpus.target_lengths)
+    too_long = np.zeros(len(corpus), bool) if max_length is None else longer > max_length
+    empty = shorter == 0
+    if too_long.any():
+        logger.info("Left out %s of %s pairs: longer than max_length = %s pieces on a side",
+                    f"{too_long.sum():,}", f"{len(corpus):,}", max_length)  # fmt: skip
+    if empty.any():
+        logger.info("Left out %s of %s pairs: a side is empty", f"{empty.sum():,}", f"{len(corpus):,}")
+    rows = np.flatnonzero(~(too_long | empty))
+    if not len(rows):
+        raise UserError(f"No pair is left to train on: of {len(corpus):,}, {too_long.sum():,} are longer than "
+                        f"max_length = {max_length} and {empty.sum():,} have an empty side.")  # fmt: skip
+    return rows

@@ -1,0 +1,158 @@
+"""Everything that can be set in a training run: the sections and keys of a configuration file."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nmt.errors import UserError
+from nmt.models.rnnsearch import RNNsearchConfig
+from nmt.objectives import CrossEntropyConfig, SoftBeamConfig
+from nmt.search import SearchConfig
+from nmt.vocabulary import VocabularyConfig
+
+
+@dataclass
+class DataConfig:
+    """What is trained on: a corpus card, or files of your own."""
+
+    corpus: str | None = None
+    """Name or path of a corpus card (see data/README.md)."""
+    corpus_dir: str | None = None
+    """Folder of the card's files, when it is not the one beside the card."""
+    source_language: str | None = None
+    """Which of the card's languages is the source, to swap its direction."""
+    target_language: str | None = None
+    """Which of the card's languages is the target."""
+    train_source: str | None = None
+    """Without a card: text file of the training sources, one sentence a line, plain or .gz."""
+    train_target: str | None = None
+    """Text file of their translations, line by line."""
+    dev_source: str | None = None
+    """Text file of the sources that early stopping translates."""
+    dev_target: str | None = None
+    """Text file of their translations."""
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
+    """The SentencePiece vocabularies, trained on the training text."""
+    batch_tokens: int = 4096
+    """Most tokens of a batch on either side, padding counted."""
+    max_length: int = 100
+    """Training pairs with more pieces than this on either side are kept out, and counted."""
+    max_unknown: float = 0.01
+    """Largest share of unknown pieces in the training or dev text."""
+    dev_lines: int = 0
+    """How many lines of the dev set are translated at a validation; 0 is all."""
+    cache: str | None = None
+    """Folder of encoded corpora; by default nmt in the user's cache folder (XDG_CACHE_HOME)."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "max_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}; give at least 1")
+        if self.dev_lines < 0:
+            raise UserError(f"data.dev_lines is {self.dev_lines}; give 0 (all) or more")
+        files = [self.train_source, self.train_target, self.dev_source, self.dev_target]
+        if self.corpus and any(files):
+            raise UserError("data.corpus and data.train_source, ... are both given; give a card or files")
+        if any(files) and not all(files):
+            raise UserError(
+                "files of your own are four: data.train_source, data.train_target, data.dev_source and "
+                "data.dev_target; give all of them"
+            )
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam and its learning rate."""
+
+    name: Literal["adamw", "adam"] = "adamw"
+    """adamw: decoupled weight decay (Loshchilov and Hutter, ICLR 2019); adam: Kingma and Ba, ICLR 2015."""
+    lr: float = 1e-3
+    """Learning rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of the averages of the gradient and of its square."""
+    weight_decay: float = 0.0
+    """Of matrices; biases have none."""
+    warmup: int = 500
+    """Updates over which the learning rate rises linearly."""
+    schedule: Literal["constant", "inverse_sqrt", "linear", "plateau"] = "inverse_sqrt"
+    """After the warm-up. inverse_sqrt: lr * sqrt(warmup / update); linear: to 0 at trainer.max_steps;
+    plateau: times plateau_factor whenever dev BLEU has not risen for plateau_patience validations."""
+    plateau_factor: float = 0.5
+    """See schedule."""
+    plateau_patience: int = 2
+    """See schedule."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UserError(f"optimizer.lr is {self.lr}; give a positive number (0.001)")
+        if self.warmup < 0 or self.weight_decay < 0 or self.plateau_patience < 0:
+            raise UserError("optimizer.warmup, weight_decay and plateau_patience are 0 or more")
+        if not 0 < self.plateau_factor < 1:
+            raise UserError(f"optimizer.plateau_factor is {self.plateau_factor}; give a number between 0 and 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas are {self.betas}; give two numbers from 0 up to, not including, 1")
+
+
+@dataclass
+class TrainerConfig:
+    """How long, how often, on what."""
+
+    max_steps: int = 20_000
+    """Updates at most; with max_epochs or max_minutes, whichever comes first."""
+    max_epochs: int | None = None
+    """Passes over the training text at most."""
+    max_minutes: float | None = None
+    """Wall time of training at most."""
+    validate_every: int = 500
+    """Updates from one beam translation of the dev set, and one checkpoint, to the next."""
+    patience: int = 10
+    """Validations without a better dev BLEU after which training stops; 0: never."""
+    accumulate: int = 1
+    """Batches an update."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0: no clipping."""
+    precision: Literal["32", "bf16", "16"] = "32"
+    """32: float32; bf16, 16: automatic mixed precision."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: a GPU when there is one."""
+    threads: int = 0
+    """Threads of torch on the CPU; 0: its own choice."""
+    log_every: int = 50
+    """Updates from one line of the log to the next."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "validate_every", "accumulate", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"trainer.{name} is {getattr(self, name)}; give at least 1")
+        for name in ("patience", "clip", "threads"):
+            if getattr(self, name) < 0:
+                raise UserError(f"trainer.{name} is {getattr(self, name)}; give 0 or more")
+        for name in ("max_epochs", "max_minutes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"trainer.{name} is {value}; give a positive number, or leave it out")
+
+
+@dataclass
+class TrainConfig:
+    """A training run."""
+
+    run: str = "runs/nmt"
+    """Folder of the run; it must not hold another run."""
+    seed: int = 1
+    """Seed of the weights, the order of the batches, dropout, and everything else."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: RNNsearchConfig = field(default_factory=RNNsearchConfig)
+    objective: Literal["cross_entropy", "soft_beam"] = "cross_entropy"
+    """What is minimised; the section of that name holds its settings."""
+    cross_entropy: CrossEntropyConfig = field(default_factory=CrossEntropyConfig)
+    soft_beam: SoftBeamConfig = field(default_factory=SoftBeamConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """The beam search of the validations."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; give 0 or more")
+        if self.objective not in ("cross_entropy", "soft_beam"):
+            raise UserError(f"objective is '{self.objective}'; choose cross_entropy or soft_beam")

@@ -1,0 +1,160 @@
+"""Corpus to batches: reads the pairs, makes or takes the vocabularies, keeps the place in the stream."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from nmt.batching import Batch, TrainingStream, collate, evaluation_batches
+from nmt.config import DataConfig
+from nmt.corpus import Pairs, load_card, pairs_from_files
+from nmt.encoding import EncodedCorpus, encode_pairs
+from nmt.errors import UserError
+from nmt.lines import atomic_path
+from nmt.vocabulary import Vocabulary, VocabularyConfig, train_vocabularies
+
+logger = logging.getLogger(__name__)
+
+
+class TranslationData(pl.LightningDataModule):
+    """Training and dev batches.
+
+    Its state is one number, how many batches have been trained on: batch b of the stream is a pure function
+    of corpus, budget, seed and b, so a resumed run sees the very batches that an unbroken one sees.
+
+    Args:
+        config: section `data`.
+        seed: of the vocabulary and of the order of the batches.
+        max_epochs: where the stream ends; None: it does not.
+        vocabularies: of a checkpoint, source and target; None: trained on the training text.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        seed: int,
+        max_epochs: int | None = None,
+        vocabularies: tuple[Vocabulary, Vocabulary] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        self.max_epochs = max_epochs
+        self.trained_batches = 0
+        self.train_pairs, self.dev_pairs = read_pairs(config)
+        cache = Path(config.cache) if config.cache else default_cache()
+        self.source_vocabulary, self.target_vocabulary = vocabularies or cached_vocabularies(
+            self.train_pairs, config.vocabulary, seed, cache
+        )
+        self.train_corpus = self._encode(self.train_pairs, cache)
+        self.dev_corpus = self._encode(self.dev_pairs, cache)
+
+    def _encode(self, pairs: Pairs, cache: Path) -> EncodedCorpus:
+        return encode_pairs(
+            pairs, self.source_vocabulary, self.target_vocabulary, cache, max_unknown=self.config.max_unknown
+        )
+
+    def checksums(self) -> dict[str, str]:
+        """sha256 of the texts and of the vocabularies."""
+        return {
+            "train": self.train_pairs.checksum(),
+            "dev": self.dev_pairs.checksum(),
+            "source_vocabulary": self.source_vocabulary.checksum(),
+            "target_vocabulary": self.target_vocabulary.checksum(),
+        }
+
+    def train_dataloader(self) -> "NumberedBatches":
+        stream = TrainingStream(
+            self.train_corpus,
+            self.config.batch_tokens,
+            self.seed,
+            start_batch=self.trained_batches,
+            epochs=self.max_epochs,
+            max_length=self.config.max_length,
+            sampling=self.config.vocabulary.sampling,
+            vocabularies=(self.source_vocabulary, self.target_vocabulary),
+        )
+        return NumberedBatches(stream, self.trained_batches)
+
+    def val_dataloader(self) -> DataLoader:
+        lengths = self.dev_corpus.source_lengths + 1
+        # Blank sources are not translated: their hypothesis is the empty line.
+        rows = [int(row) for row in lengths.argsort() if lengths[row] > 1]
+        budget = max(self.config.batch_tokens, int(lengths.max()), int(self.dev_corpus.target_lengths.max()) + 1)
+        planned = evaluation_batches([int(lengths[row]) for row in rows], budget)
+        batches = [collate(self.dev_corpus, [rows[place] for place in batch], epoch=0) for batch in planned]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"trained_batches": self.trained_batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.trained_batches = state_dict["trained_batches"]
+
+
+class NumberedBatches:
+    """Batches with their number in the run, from which the randomness of a step is drawn."""
+
+    def __init__(self, stream: TrainingStream, first: int) -> None:
+        self.stream = stream
+        self.first = first
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        return enumerate(self.stream, start=self.first)
+
+
+def read_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
+    """Training and dev pairs of a card or of files.
+
+    Raises:
+        UserError: nothing is named, a file is missing or unequal, a split is empty.
+    """
+    if config.corpus:
+        card = load_card(config.corpus, config.corpus_dir)
+        direction = {"source_language": config.source_language, "target_language": config.target_language}
+        train, dev = card.read("train", **direction), card.read("dev", **direction)
+    elif config.train_source and config.train_target and config.dev_source and config.dev_target:
+        train = pairs_from_files(config.train_source, config.train_target)
+        dev = pairs_from_files(config.dev_source, config.dev_target)
+    else:
+        raise UserError(
+            "no training text is named; give data.corpus, or data.train_source, data.train_target, "
+            "data.dev_source and data.dev_target"
+        )
+    if config.dev_lines:
+        dev = Pairs(dev.source[: config.dev_lines], dev.target[: config.dev_lines], dev.name)
+    for pairs in (train, dev):
+        if not any(line.strip() for line in pairs.source):
+            raise UserError(f"{pairs.name} has no text on its source side; give at least one sentence pair")
+    return train, dev
+
+
+def default_cache() -> Path:
+    """`nmt` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nmt"
+
+
+def cached_vocabularies(
+    pairs: Pairs, config: VocabularyConfig, seed: int, cache: Path
+) -> tuple[Vocabulary, Vocabulary]:
+    """Trains the vocabularies, or takes them from the cache when text, settings and seed are the same."""
+    made_of = [pairs.checksum(), sorted(asdict(config).items()), seed]
+    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:24]
+    names = ["joint"] if config.joint else ["source", "target"]
+    paths = [cache / f"{key}.{name}.spm" for name in names]
+    try:
+        found = [Vocabulary(path.read_bytes()) for path in paths]
+    except (OSError, UserError):
+        logger.info("training a %s vocabulary of %d pieces", config.kind, config.size)
+        both = train_vocabularies(pairs, config, seed)
+        found = list(both[: len(names)])
+        for path, vocabulary in zip(paths, found, strict=True):
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(vocabulary.model)
+    return found[0], found[-1]

@@ -1,0 +1,272 @@
+"""Encoded corpora: ids and lines of all pairs in one memory-mapped Arrow file, cached by what made it."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmt.errors import UserError
+from nmt.lines import atomic_path
+from nmt.vocabulary import UNK, Vocabulary
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from nmt.corpus import Pairs
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+# Rows of a record batch; all but the last are full, so a row's place is a division.
+_CHUNK = 8192
+
+
+class _DamagedError(Exception):
+    """The cache file is not what it should be."""
+
+
+class _Ids(NamedTuple):
+    offsets: NDArray[np.int32]
+    values: NDArray[np.int32]
+
+
+class _Texts(NamedTuple):
+    offsets: NDArray[np.int32]
+    data: memoryview
+
+
+class EncodedCorpus:
+    """The rows of an Arrow file, read through a memory map: opening costs no memory for the text.
+
+    Attributes:
+        path: the file.
+        checksum: sha256 of what made it: lines, vocabularies and format.
+        source_lengths: (rows,) int32, pieces of each source without EOS.
+        target_lengths: (rows,) int32, pieces of each target without EOS.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Opens a file that `encode_pairs` has written.
+
+        Raises:
+            UserError: the file is missing, damaged or of another format version.
+        """
+        self.path = Path(path)
+        try:
+            self._open()
+        except _DamagedError as error:
+            raise UserError(
+                f"{path} is not a whole encoded corpus ({error}); delete it and encode again."
+            ) from None
+
+    def _open(self) -> None:
+        import pyarrow as pa
+
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        except (pa.ArrowException, OSError) as error:
+            raise _DamagedError(str(error)) from None
+        metadata = reader.schema.metadata or {}
+        if metadata.get(b"format") != str(_FORMAT).encode():
+            raise _DamagedError(f"format {metadata.get(b'format')!r} instead of {_FORMAT}")
+        self.checksum = metadata[b"checksum"].decode()
+        sizes = [batch.num_rows for batch in batches]
+        if any(size != _CHUNK for size in sizes[:-1]) or sum(sizes) != int(metadata[b"rows"]):
+            raise _DamagedError("rows are missing")
+        self._source = [_ids_of(batch.column(0)) for batch in batches]
+        self._target = [_ids_of(batch.column(1)) for batch in batches]
+        self._source_lines = [_texts_of(batch.column(2)) for batch in batches]
+        self._target_lines = [_texts_of(batch.column(3)) for batch in batches]
+        self.source_lengths = _lengths(self._source)
+        self.target_lengths = _lengths(self._target)
+
+    def __reduce__(self) -> tuple[type["EncodedCorpus"], tuple[Path]]:
+        return EncodedCorpus, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.source_lengths)
+
+    def source(self, i: int) -> NDArray[np.int32]:
+        """The ids of source `i`, (pieces,) int32, read-only, without EOS."""
+        return _row(self._source, self._place(i))
+
+    def target(self, i: int) -> NDArray[np.int32]:
+        """The ids of target `i`, (pieces,) int32, read-only, without EOS."""
+        return _row(self._target, self._place(i))
+
+    def source_line(self, i: int) -> str:
+        """The text of source `i` as it was read."""
+        return _text(self._source_lines, self._place(i))
+
+    def target_line(self, i: int) -> str:
+        """The text of target `i` as it was read."""
+        return _text(self._target_lines, self._place(i))
+
+    def unknown_shares(self) -> tuple[float, float]:
+        """The share of UNK among the ids of source and target."""
+        return _unknown_share(self._source), _unknown_share(self._target)
+
+    def largest_ids(self) -> tuple[int, int]:
+        """The largest id of source and target; -1 when there are only empty lines."""
+        sides = (self._source, self._target)
+        first, second = (
+            max((int(c.values.max()) for c in side if len(c.values)), default=-1) for side in sides
+        )
+        return first, second
+
+    def first_unknown(self, side: str) -> int | None:
+        """The first row that holds UNK on a side ("source" or "target")."""
+        chunks = self._source if side == "source" else self._target
+        for number, chunk in enumerate(chunks):
+            found = np.flatnonzero(chunk.values == UNK)
+            if len(found):
+                return number * _CHUNK + int(np.searchsorted(chunk.offsets, found[0], side="right")) - 1
+        return None
+
+    def _place(self, i: int) -> tuple[int, int]:
+        row = int(i)
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        return divmod(row, _CHUNK)
+
+
+def encode_pairs(
+    pairs: "Pairs",
+    source_vocabulary: Vocabulary,
+    target_vocabulary: Vocabulary,
+    cache_dir: str | Path,
+    max_unknown: float = 0.01,
+) -> EncodedCorpus:
+    """Encodes pairs of lines, or opens what an earlier call with equal lines and vocabularies has left.
+
+    Args:
+        pairs: the lines.
+        source_vocabulary: encodes the sources.
+        target_vocabulary: encodes the targets.
+        cache_dir: folder of the Arrow files, made when missing. A damaged file in it is made anew.
+        max_unknown: largest share of unknown pieces on either side; 1 accepts everything.
+
+    Raises:
+        UserError: no pairs, too many unknown pieces, or the folder cannot be written.
+    """
+    if not len(pairs):
+        raise UserError(f"{pairs.name} holds no pairs of lines; check the files and the card's filter.")
+    parts = (
+        f"format {_FORMAT}",
+        pairs.checksum(),
+        source_vocabulary.checksum(),
+        target_vocabulary.checksum(),
+    )
+    checksum = hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    path = Path(cache_dir) / f"encoded-{checksum[:20]}.arrow"
+    vocabularies = source_vocabulary, target_vocabulary
+    corpus = _cached(path, checksum, vocabularies)
+    if corpus is None:
+        with atomic_path(path) as temporary:
+            _write(temporary, pairs, vocabularies, checksum)
+        corpus = EncodedCorpus(path)
+    _check_unknown(corpus, pairs, vocabularies, max_unknown)
+    return corpus
+
+
+def _cached(path: Path, checksum: str, vocabularies: tuple[Vocabulary, Vocabulary]) -> EncodedCorpus | None:
+    if not path.exists():
+        return None
+    corpus = EncodedCorpus.__new__(EncodedCorpus)
+    corpus.path = path
+    try:
+        corpus._open()
+        if corpus.checksum != checksum:
+            raise _DamagedError("its checksum is another one")
+        if any(i >= len(v) for i, v in zip(corpus.largest_ids(), vocabularies, strict=True)):
+            raise _DamagedError("it holds ids outside of the vocabulary")
+    except _DamagedError as error:
+        logger.warning("The cache file %s is damaged (%s); encoding again", path, error)
+        return None
+    return corpus
+
+
+def _write(path: Path, pairs: "Pairs", vocabularies: tuple[Vocabulary, Vocabulary], checksum: str) -> None:
+    import pyarrow as pa
+
+    metadata = {"format": str(_FORMAT), "checksum": checksum, "rows": str(len(pairs))}
+    ids, text = pa.list_(pa.int32()), pa.string()
+    schema = pa.schema(
+        [("source", ids), ("target", ids), ("source_line", text), ("target_line", text)], metadata=metadata
+    )
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for source_lines, target_lines in _chunks(pairs):
+            columns = [
+                pa.array(vocabularies[0].encode(source_lines), ids),
+                pa.array(vocabularies[1].encode(target_lines), ids),
+                pa.array(source_lines, text),
+                pa.array(target_lines, text),
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _chunks(pairs: "Pairs") -> Iterator[tuple[list[str], list[str]]]:
+    for start in range(0, len(pairs), _CHUNK):
+        yield pairs.source[start : start + _CHUNK], pairs.target[start : start + _CHUNK]
+
+
+def _check_unknown(
+    corpus: EncodedCorpus, pairs: "Pairs", vocabularies: tuple[Vocabulary, Vocabulary], max_unknown: float
+) -> None:
+    for side, share, vocabulary in zip(
+        ("source", "target"), corpus.unknown_shares(), vocabularies, strict=True
+    ):
+        row = corpus.first_unknown(side) if share > max_unknown else None
+        if row is not None:
+            line = corpus.source_line(row) if side == "source" else corpus.target_line(row)
+            example = "".join(vocabulary.unknown_pieces(line))[:1]
+            raise UserError(
+                f"{pairs.name}: {share:.1%} of the pieces of the {side} are unknown to its vocabulary (more "
+                f"than {max_unknown:.1%}), for example {example!r} in line {row + 1:,}. Are the languages in the "
+                "right order? Otherwise train a new vocabulary on this text, with character_coverage 1.0 or "
+                "byte_fallback."
+            )
+
+
+def _ids_of(column: "pyarrow.ListArray") -> _Ids:
+    offsets = np.asarray(column.offsets)
+    values = np.asarray(column.values)
+    if offsets[0] != 0 or offsets[-1] > len(values) or np.any(np.diff(offsets) < 0):
+        raise _DamagedError("offsets of ids are out of order")
+    if len(values) and values.min() < 0:
+        raise _DamagedError("negative ids")
+    return _Ids(offsets, values)
+
+
+def _texts_of(column: "pyarrow.StringArray") -> _Texts:
+    _, offset_buffer, data = column.buffers()
+    offsets = np.frombuffer(offset_buffer, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    size = data.size if data is not None else 0
+    if offsets[-1] > size or np.any(np.diff(offsets) < 0):
+        raise _DamagedError("offsets of lines are out of order")
+    return _Texts(offsets, memoryview(data) if data is not None else memoryview(b""))
+
+
+def _lengths(chunks: list[_Ids]) -> NDArray[np.int32]:
+    parts: list[Any] = [np.diff(chunk.offsets) for chunk in chunks]
+    return np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32)
+
+
+def _row(chunks: list[_Ids], place: tuple[int, int]) -> NDArray[np.int32]:
+    chunk, row = chunks[place[0]], place[1]
+    return chunk.values[chunk.offsets[row] : chunk.offsets[row + 1]]
+
+
+def _text(chunks: list[_Texts], place: tuple[int, int]) -> str:
+    chunk, row = chunks[place[0]], place[1]
+    return bytes(chunk.data[chunk.offsets[row] : chunk.offsets[row + 1]]).decode("utf-8")
+
+
+def _unknown_share(chunks: list[_Ids]) -> float:
+    total = sum(len(chunk.values) for chunk in chunks)
+    return sum(int(np.count_nonzero(chunk.values == UNK)) for chunk in chunks) / total if total else 0.0

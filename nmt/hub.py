@@ -1,0 +1,84 @@
+"""Reads data sets through Hugging Face `datasets`, without waiting for a hub that cannot be reached."""
+
+import contextlib
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nmt.errors import UserError
+
+logger = logging.getLogger(__name__)
+_PATIENCE = 5.0
+
+
+def read_hub(
+    name: str, split: str, *, config: str | None = None, revision: str | None = None
+) -> Iterable[Mapping[str, Any]]:
+    """Opens a split of a data set on the hub, in the hub's local cache, or in a local folder.
+
+    Args:
+        name: the data set's name ("owner/name") or a folder with its files.
+        split: the data set's own name for the split.
+        config: its configuration, for data sets with several.
+        revision: commit or tag on the hub.
+
+    Returns:
+        The records, in order.
+
+    Raises:
+        UserError: hub unreachable and nothing in the cache; no such data set, configuration or split.
+    """
+    import datasets
+    from huggingface_hub import constants
+
+    local = Path(name).is_dir()
+    offline = not local and (bool(constants.HF_HUB_OFFLINE) or not _reachable(constants.ENDPOINT))
+    try:
+        with _quiet(offline):
+            return datasets.load_dataset(name, config, split=split, revision=None if local else revision)
+    except Exception as error:
+        # The library raises a dozen kinds of exception here; every one comes from outside of our code.
+        if offline:
+            raise UserError(
+                f"The data set {name!r} is not in the local cache, and the Hugging Face hub cannot be "
+                "reached (HF_HUB_OFFLINE is set or there is no connection). Connect once, or put the files "
+                "named under `splits` in the card into the corpus folder by hand, or use --corpus reverse, which "
+                "needs nothing."
+            ) from None
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"The data set {name!r} (config {config!r}, split {split!r}) cannot be read: "
+                        f"{reason[:300]}") from error  # fmt: skip
+
+
+def _reachable(endpoint: str) -> bool:
+    request = urllib.request.Request(endpoint, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=_PATIENCE):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        logger.info("The Hugging Face hub does not answer; looking in its local cache")
+        return False
+
+
+@contextlib.contextmanager
+def _quiet(offline: bool) -> Iterator[None]:
+    """Without progress bars; in offline mode, else each missing file would cost 23 s of retries."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    if offline:
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+        if not bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,144 @@
+"""A run's log: a line or a progress bar for people, JSON lines for plots."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from nmt.batching import Batch
+
+logger = logging.getLogger(__name__)
+
+
+class Journal(pl.Callback):
+    """Reports loss, tokens a second and dev BLEU.
+
+    Tokens a second are those of the text, source and target apart, end of sentence counted and padding not;
+    the share of padding stands beside them. A terminal gets a progress bar, a log file gets lines.
+
+    Args:
+        path: JSON lines, one a report. A resumed run drops the lines behind the update it resumes from.
+        every: updates from one report to the next.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path = path
+        self.every = every
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.reported = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self.began = time.perf_counter()
+        self.source_tokens = self.target_tokens = self.cells = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        drop_after(self.path, trainer.global_step)
+        if sys.stderr.isatty():
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=Console(stderr=True),
+            )
+            self.task = self.bar.add_task(
+                "training", total=trainer.max_steps, completed=trainer.global_step, figures=""
+            )
+            self.bar.start()
+        self._reset()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        content: Batch = batch[1]
+        self.source_tokens += content.source_tokens
+        self.target_tokens += content.target_tokens
+        self.cells += content.source.numel() + content.target.numel()
+        step = trainer.global_step
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=step)
+        # With accumulation the count of updates stands still for some batches; the first of them reports.
+        if step % self.every or step == self.reported:
+            return
+        self.reported = step
+        seconds = time.perf_counter() - self.began
+        figures: dict[str, float] = {
+            name.removeprefix("train/"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("train/")
+        }
+        figures |= {
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "source_tokens_per_second": self.source_tokens / seconds,
+            "target_tokens_per_second": self.target_tokens / seconds,
+            "padding": 1 - (self.source_tokens + self.target_tokens) / self.cells,
+        }
+        self._write({"step": step, "epoch": content.epoch, **figures})
+        text = (
+            f"loss {figures['loss']:.3f}  |g| {figures.get('gradient_norm', 0):.2f}  lr {figures['lr']:.2e}  "
+            f"source {figures['source_tokens_per_second']:,.0f} tok/s  "
+            f"target {figures['target_tokens_per_second']:,.0f} tok/s  padding {figures['padding']:.0%}"
+        )
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, figures=text)
+        else:
+            logger.info("update %d  epoch %d  %s", step, content.epoch, text)
+        for backend in trainer.loggers:
+            backend.log_metrics({"speed/" + k: v for k, v in figures.items() if "tokens" in k}, step)
+        self._reset()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validation_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("dev/")}
+        if not figures:
+            return
+        seconds = time.perf_counter() - self.validation_began
+        self.began += seconds  # the time of a validation is not training time
+        self._write({"step": trainer.global_step, **figures, "dev/seconds": seconds})
+        logger.info(
+            "update %d  dev BLEU %.2f  dev nll %.3f  (%.0f s)",
+            trainer.global_step,
+            figures["dev/bleu"],
+            figures["dev/nll"],
+            seconds,
+        )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _write(self, figures: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(figures) + "\n")
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The reports of a run, in order; a line cut off by a crash is left out."""
+    reports = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
+        try:
+            reports.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return reports
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Forgets reports behind `step`, so that a resumed run does not tell them twice."""
+    reports = read_journal(path)
+    if any(report["step"] > step for report in reports):
+        kept = [json.dumps(report) + "\n" for report in reports if report["step"] <= step]
+        path.write_text("".join(kept), encoding="utf-8")

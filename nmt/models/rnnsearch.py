@@ -1,0 +1,177 @@
+"""RNNsearch: bidirectional encoder, additive attention, conditional recurrent decoder.
+
+Bahdanau, Cho, Bengio, "Neural machine translation by jointly learning to align and translate", ICLR 2015,
+with the two-cell ("conditional") decoder of Sennrich et al., "Nematus", EACL 2017.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from nmt.errors import UserError
+from nmt.models.attention import AdditiveAttention
+from nmt.models.seq2seq import Advance, Seq2Seq
+from nmt.vocabulary import BOS, EOS, PAD
+
+
+@dataclass
+class RNNsearchConfig:
+    """The size and the shape of the model."""
+
+    embedding: int = 256
+    """Size of the source and target embeddings."""
+    hidden: int = 512
+    """Size of each direction of the encoder, of the decoder and of the attention."""
+    encoder_layers: int = 1
+    """Bidirectional layers of the encoder."""
+    decoder_layers: int = 1
+    """Layers of the decoder; the first holds the attention."""
+    cell: Literal["gru", "lstm"] = "gru"
+    """Recurrent cell of the encoder and of the decoder."""
+    readout: Literal["maxout", "tanh"] = "maxout"
+    """What stands between the decoder's state and the output layer; its size is the embedding's."""
+    dropout: float = 0.2
+    """Share of the embeddings, encoder outputs and readout inputs that is set to zero in training."""
+    tied_embeddings: Literal["none", "output", "all"] = "none"
+    """output: the output layer is the target embedding; all: source too (needs a joint vocabulary)."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding", "hidden", "encoder_layers", "decoder_layers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} is {getattr(self, name)}; give at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout is {self.dropout}; give a share from 0 up to, not including, 1")
+        for name, choices in (
+            ("cell", ("gru", "lstm")),
+            ("readout", ("maxout", "tanh")),
+            ("tied_embeddings", ("none", "output", "all")),
+        ):
+            if getattr(self, name) not in choices:
+                raise UserError(f"model.{name} is '{getattr(self, name)}'; choose one of {', '.join(choices)}")
+
+
+class Memory(NamedTuple):
+    """What the encoder leaves: values (batch, source length, 2 hidden), keys (batch, source length, hidden),
+    mask (batch, source length), summary (batch, hidden): the backward state at the first word."""
+
+    values: Tensor
+    keys: Tensor
+    mask: Tensor
+    summary: Tensor
+
+
+class RNNsearch(Seq2Seq):
+    """The recurrent model. Its state is a tuple of layers, each (h,) or (h, c) of (batch, slots, hidden)."""
+
+    def __init__(
+        self,
+        config: RNNsearchConfig,
+        source_vocabulary: int,
+        target_vocabulary: int,
+        *,
+        padding: int = PAD,
+        bos: int = BOS,
+        eos: int = EOS,
+    ) -> None:
+        super().__init__(padding, bos, eos)
+        if config.tied_embeddings == "all" and source_vocabulary != target_vocabulary:
+            raise UserError(
+                f"model.tied_embeddings is 'all', but the vocabularies have {source_vocabulary} and "
+                f"{target_vocabulary} pieces; use a joint vocabulary or model.tied_embeddings=output"
+            )
+        self.config = config
+        embedding, hidden = config.embedding, config.hidden
+        self.source_embedding = nn.Embedding(source_vocabulary, embedding, padding_idx=padding)
+        self.target_embedding = nn.Embedding(target_vocabulary, embedding, padding_idx=padding)
+        recurrent = {"gru": nn.GRU, "lstm": nn.LSTM}[config.cell]
+        self.encoder = recurrent(
+            embedding,
+            hidden,
+            num_layers=config.encoder_layers,
+            bidirectional=True,
+            batch_first=True,
+            dropout=config.dropout if config.encoder_layers > 1 else 0.0,
+        )
+        self.attention = AdditiveAttention(hidden, 2 * hidden, hidden)
+        cell = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}[config.cell]
+        self.initial = nn.Linear(hidden, config.decoder_layers * hidden)
+        self.reader = cell(embedding, hidden)  # takes the previous target, asks the attention
+        self.writer = cell(2 * hidden, hidden)  # takes what the attention found
+        self.upper = nn.ModuleList(cell(hidden, hidden) for _ in range(config.decoder_layers - 1))
+        widen = 2 if config.readout == "maxout" else 1
+        self.readout = nn.Linear(hidden + embedding + 2 * hidden, widen * embedding)
+        self.output = nn.Linear(embedding, target_vocabulary)
+        self.dropout = nn.Dropout(config.dropout)
+        self._initialise()
+        if config.tied_embeddings != "none":
+            self.output.weight = self.target_embedding.weight
+        if config.tied_embeddings == "all":
+            self.source_embedding.weight = self.target_embedding.weight
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if "embedding" in name:
+                # Tied, the embedding is the output layer too: variance 1/size keeps the logits near 1.
+                nn.init.normal_(parameter, std=self.config.embedding**-0.5)
+                with torch.no_grad():
+                    parameter[self.padding].zero_()
+            elif parameter.dim() < 2:
+                nn.init.zeros_(parameter)
+            elif "weight_hh" in name:
+                for gate in parameter.chunk(parameter.shape[0] // self.config.hidden):
+                    nn.init.orthogonal_(gate)
+            else:
+                nn.init.xavier_uniform_(parameter)
+
+    def encode(self, source: Tensor, lengths: Tensor) -> Memory:
+        embedded = self.dropout(self.source_embedding(source))
+        # Packing keeps padding out of the backward direction; it wants the lengths on the CPU.
+        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        values, final = self.encoder(packed)
+        values, _ = pad_packed_sequence(values, batch_first=True, total_length=source.shape[1])
+        if isinstance(final, tuple):
+            final = final[0]
+        positions = torch.arange(source.shape[1], device=source.device)
+        mask = positions.unsqueeze(0) < lengths.to(source.device).unsqueeze(1)
+        values = self.dropout(values)
+        return Memory(values, self.attention.keys(values), mask, final[-1])
+
+    def start(self, memory: Memory) -> tuple[tuple[Tensor, ...], ...]:
+        hidden = torch.tanh(self.initial(memory.summary)).unsqueeze(1)
+        layers = hidden.chunk(self.config.decoder_layers, dim=2)
+        if self.config.cell == "lstm":
+            return tuple((layer, torch.zeros_like(layer)) for layer in layers)
+        return tuple((layer,) for layer in layers)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.dropout(self.target_embedding(tokens))
+
+    def advance(self, embedding: Tensor, state: tuple[tuple[Tensor, ...], ...], memory: Memory) -> Advance:
+        first = self._cell(self.reader, embedding, state[0])
+        context, attention = self.attention(first[0], memory.keys, memory.values, memory.mask)
+        layers = [self._cell(self.writer, context, first)]
+        for cell, before in zip(self.upper, state[1:], strict=True):
+            # A residual path around each further layer keeps deep decoders trainable.
+            layers.append(self._cell(cell, layers[-1][0], before))
+        top = layers[0][0]
+        for layer in layers[1:]:
+            top = top + layer[0]
+        return Advance(torch.cat([top, embedding, context], dim=2), tuple(layers), attention)
+
+    def project(self, features: Tensor) -> Tensor:
+        hidden = self.readout(self.dropout(features))
+        if self.config.readout == "maxout":
+            hidden = hidden.unflatten(-1, (-1, 2)).amax(dim=-1)
+        else:
+            hidden = torch.tanh(hidden)
+        return self.output(self.dropout(hidden))
+
+    def _cell(self, cell: nn.Module, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """One recurrent cell over (batch, slots); the cells of torch know only one leading dimension."""
+        flat = tuple(part.flatten(0, 1) for part in state)
+        new = cell(inputs.flatten(0, 1), flat[0] if len(flat) == 1 else flat)
+        parts = new if isinstance(new, tuple) else (new,)
+        return tuple(part.view(*inputs.shape[:2], -1) for part in parts)

@@ -1,0 +1,83 @@
+"""What the search asks of a model: `encode`, `start`, `embed`, `advance`, `project`, and nothing else."""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Advance(NamedTuple):
+    """What one step of a decoder gives.
+
+    Attributes:
+        features: (batch, slots, features), what `project` turns into logits.
+        state: the new decoder state, a tree with leaves (batch, slots, ...).
+        attention: (batch, slots, source length), rows sum to 1 over the source.
+    """
+
+    features: Tensor
+    state: Any
+    attention: Tensor
+
+
+class Seq2Seq(nn.Module):
+    """An encoder and a decoder whose state is explicit, so that a search may re-parent it.
+
+    No implementation stores a batch's tensors in the module: whatever a step needs is an argument.
+
+    Attributes:
+        padding, bos, eos: ids of the target vocabulary. Padding and BOS never stand in a hypothesis.
+    """
+
+    def __init__(self, padding: int, bos: int, eos: int) -> None:
+        super().__init__()
+        self.padding, self.bos, self.eos = padding, bos, eos
+
+    @abstractmethod
+    def encode(self, source: Tensor, lengths: Tensor) -> Any:
+        """Reads the source once.
+
+        Args:
+            source: (batch, source length) ids, padded behind `lengths`.
+            lengths: (batch,), EOS counted, each at least 1.
+
+        Returns:
+            The memory: a tree with leaves (batch, ...). The attention's keys are part of it, so that they
+            are computed once a sentence and never once a slot.
+        """
+
+    @abstractmethod
+    def start(self, memory: Any) -> Any:
+        """The decoder state before the first token: a tree with leaves (batch, 1, ...)."""
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Target embeddings (..., embedding) of target ids (...)."""
+
+    @abstractmethod
+    def advance(self, embedding: Tensor, state: Any, memory: Any) -> Advance:
+        """Moves every slot by one token; `embedding` (batch, slots, embedding) is the previous target's."""
+
+    @abstractmethod
+    def project(self, features: Tensor) -> Tensor:
+        """Logits (..., target vocabulary) of features (..., features)."""
+
+    def step(self, embedding: Tensor, state: Any, memory: Any) -> tuple[Tensor, Any]:
+        """`advance` and `project` in one: logits (batch, slots, target vocabulary) and the new state."""
+        advanced = self.advance(embedding, state, memory)
+        return self.project(advanced.features), advanced.state
+
+    def teacher_force(self, tokens: Tensor, memory: Any) -> Tensor:
+        """Features (batch, target length, features) when `tokens` (batch, target length) are fed in turn.
+
+        One token at a time here; a model that can do all positions at once overrides this.
+        """
+        embeddings = self.embed(tokens).unsqueeze(2)
+        state = self.start(memory)
+        features = []
+        for position in range(tokens.shape[1]):
+            advanced = self.advance(embeddings[:, position], state, memory)
+            state = advanced.state
+            features.append(advanced.features)
+        return torch.cat(features, dim=1)

@@ -1,0 +1,145 @@
+"""The Lightning module: one objective, one optimiser, and dev BLEU by beam search."""
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from nmt.batching import Batch
+from nmt.checkpoint import Checkpoint
+from nmt.config import OptimizerConfig, TrainConfig
+from nmt.data_module import TranslationData
+from nmt.errors import UserError
+from nmt.evaluation import Score, bleu
+from nmt.objectives import CrossEntropy, Objective, SoftBeam
+from nmt.objectives.cross_entropy import smoothed_nll
+from nmt.objectives.objective import shifted
+from nmt.search import beam_search
+
+
+def make_objective(config: TrainConfig) -> Objective:
+    """The objective that the configuration names."""
+    if config.objective == "soft_beam":
+        return SoftBeam(config.soft_beam)
+    return CrossEntropy(config.cross_entropy)
+
+
+def learning_rate_factor(update: int, config: OptimizerConfig, max_steps: int) -> float:
+    """What the learning rate is multiplied by at `update`, counted from 0, the plateau's share aside."""
+    update += 1
+    if update <= config.warmup:
+        return update / config.warmup
+    if config.schedule == "inverse_sqrt":
+        return math.sqrt(max(config.warmup, 1) / update)
+    if config.schedule == "linear":
+        return max(0.0, (max_steps - update + 1) / max(1, max_steps - config.warmup))
+    return 1.0
+
+
+class TranslationModule(pl.LightningModule):
+    """Trains a model by an objective and scores it by beam BLEU.
+
+    The randomness of a step (dropout, restarts) is drawn from the run's seed and the number of the batch, so
+    that nothing of it has to be carried through a checkpoint.
+    """
+
+    def __init__(self, config: TrainConfig, checkpoint: Checkpoint, data: TranslationData) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint = checkpoint
+        self.model = checkpoint.model
+        self.objective = make_objective(config)
+        self.data = data
+        self.dev_hypotheses: dict[int, str] = {}
+        self.dev_score: Score | None = None
+        self.plateau_scale = 1.0
+        self.plateau_best = -1.0
+        self.plateau_waited = 0
+
+    def on_fit_start(self) -> None:
+        self.model.train()
+
+    def training_step(self, batch: tuple[int, Batch], _: int) -> dict[str, Any]:
+        number, batch_ = batch
+        torch.manual_seed((self.config.seed * 1_000_003 + number) % 2**63)
+        value, figures = self.objective(self.model, batch_)
+        if self.trainer.global_step % self.config.trainer.log_every == 0 and not torch.isfinite(value):
+            raise UserError(
+                f"the loss is {value.item()} at update {self.trainer.global_step}; lower optimizer.lr or "
+                "trainer.clip, or soft_beam.search.damping when that is the objective"
+            )
+        self.log("train/loss", value, on_step=True, on_epoch=False)
+        for name, figure in figures.items():
+            self.log(f"train/{name}", figure, on_step=True, on_epoch=False)
+        return {"loss": value, "figures": figures, "batch": batch_}
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.data.trained_batches += 1
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        found = beam_search(self.model, batch.source, batch.source_lengths, self.config.search)
+        for row, hypotheses in zip(batch.indices, found, strict=True):
+            tokens = hypotheses[0].tokens if hypotheses else []
+            self.dev_hypotheses[row] = self.checkpoint.target_vocabulary.decode(tokens)
+        features = self.model.teacher_force(
+            shifted(self.model, batch.target), self.model.encode(batch.source, batch.source_lengths)
+        )
+        _, nll = smoothed_nll(self.model.project(features), batch.target, self.model.padding, 0.0)
+        self.dev_nll += nll.double()
+        self.dev_tokens += int(batch.target_lengths.sum())
+
+    def on_validation_epoch_start(self) -> None:
+        self.dev_hypotheses = {}
+        self.dev_nll = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.dev_tokens = 0
+
+    def on_validation_epoch_end(self) -> None:
+        references = self.data.dev_pairs.target
+        self.dev_score = bleu([self.dev_hypotheses.get(row, "") for row in range(len(references))], references)
+        self._reduce_on_plateau(self.dev_score.value)
+        self.log("dev/bleu", self.dev_score.value)
+        self.log("dev/nll", (self.dev_nll / self.dev_tokens).float())
+
+    def _reduce_on_plateau(self, value: float) -> None:
+        if self.config.optimizer.schedule != "plateau" or self.trainer.sanity_checking:
+            return
+        if value > self.plateau_best:
+            self.plateau_best, self.plateau_waited = value, 0
+            return
+        self.plateau_waited += 1
+        if self.plateau_waited > self.config.optimizer.plateau_patience:
+            self.plateau_scale *= self.config.optimizer.plateau_factor
+            self.plateau_waited = 0
+
+    def configure_optimizers(self) -> Any:
+        config = self.config.optimizer
+        groups = [
+            {"params": [p for p in self.model.parameters() if p.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in self.model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
+        optimizer = kind(groups, lr=config.lr, betas=config.betas)
+
+        def factor(update: int) -> float:
+            return self.plateau_scale * learning_rate_factor(update, config, self.config.trainer.max_steps)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, *_: Any, **__: Any) -> None:
+        clip = self.config.trainer.clip
+        norm: Tensor = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip if clip else math.inf)
+        self.log("train/gradient_norm", norm, on_step=True, on_epoch=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["plateau"] = [self.plateau_scale, self.plateau_best, self.plateau_waited]
+        # A run that began from another model has that model's vocabularies, which the text cannot give back.
+        checkpoint["vocabularies"] = [
+            torch.frombuffer(bytearray(vocabulary.model), dtype=torch.uint8)
+            for vocabulary in (self.data.source_vocabulary, self.data.target_vocabulary)
+        ]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.plateau_scale, self.plateau_best, self.plateau_waited = checkpoint["plateau"]

@@ -1,0 +1,28 @@
+"""What training minimises: a loss over a batch, and what there is to tell about it."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from nmt.batching import Batch
+from nmt.models.seq2seq import Seq2Seq
+
+
+class Loss(NamedTuple):
+    """A scalar to minimise, in nats a target token unless the objective says otherwise, and figures to log."""
+
+    value: Tensor
+    figures: dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """Maps a model and a batch to a loss. Its randomness is torch's global generator alone, so that a
+    resumed run repeats it."""
+
+    def __call__(self, model: Seq2Seq, batch: Batch) -> Loss: ...
+
+
+def shifted(model: Seq2Seq, target: Tensor) -> Tensor:
+    """What the decoder reads to predict `target` (batch, target length): BOS, then the target but its last."""
+    return torch.cat([torch.full_like(target[:, :1], model.bos), target[:, :-1]], dim=1)

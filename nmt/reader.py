@@ -1,0 +1,140 @@
+"""Reads one split of a corpus by its specification: plain bitext, TSV, JSON lines or Hugging Face."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nmt.errors import UserError, did_you_mean
+from nmt.lines import iterate_lines, read_parallel
+
+_FORMS: dict[str, tuple[str, ...]] = {
+    "source": ("target",),
+    "tsv": ("columns",),
+    "jsonl": ("columns", "translation"),
+    "hub": ("config", "split", "revision", "columns", "translation"),
+}
+_HELP = (
+    "use {source: FILE, target: FILE}, {tsv: FILE, columns: [0, 1]}, {jsonl: FILE} "
+    "or {hub: NAME, split: NAME}"
+)
+
+
+def check_spec(spec: Any, where: str) -> str:
+    """Checks a reader specification without touching a file.
+
+    Returns:
+        Its form: "source" (plain bitext), "tsv", "jsonl" or "hub".
+
+    Raises:
+        UserError: not one of the four forms, or an unknown key.
+    """
+    forms = [form for form in _FORMS if isinstance(spec, Mapping) and form in spec]
+    if len(forms) != 1:
+        raise UserError(f"{where}: {spec!r} is not a way to read a split; {_HELP}.")
+    form = forms[0]
+    for key in spec:
+        if key != form and key not in _FORMS[form]:
+            raise UserError(f"{where}: unknown key {key!r} beside {form!r}; {_HELP}."
+                            + did_you_mean(str(key), _FORMS[form]))  # fmt: skip
+    if not isinstance(spec[form], str) or (form == "source" and not isinstance(spec.get("target"), str)):
+        raise UserError(f"{where}: {dict(spec)!r} lacks the name of a file; {_HELP}.")
+    columns = spec.get("columns")
+    if columns is not None and (not isinstance(columns, (list, tuple)) or len(columns) != 2):
+        raise UserError(f"{where}: columns is {columns!r}; give two, the source's and the target's.")
+    if form == "tsv" and any(type(c) is not int or c < 0 for c in columns or ()):
+        raise UserError(f"{where}: columns is {columns!r}; give two numbers, the first column is 0.")
+    return form
+
+
+def files_of(spec: Mapping[str, Any]) -> list[str]:
+    """The files that a specification reads, as written there; none for a data set on the hub."""
+    return [str(spec[key]) for key in ("source", "target", "tsv", "jsonl") if key in spec]
+
+
+def read_spec(
+    spec: Mapping[str, Any], directory: Path, languages: tuple[str, str], name: str
+) -> tuple[list[str], list[str]]:
+    """Reads the lines of both languages.
+
+    Args:
+        spec: a checked specification; see data/README.md.
+        directory: the folder that relative names start from.
+        languages: codes of source and target, the keys of a `translation` field.
+        name: what is read, for messages.
+
+    Raises:
+        UserError: a file or record cannot be read (with its number).
+    """
+    form = check_spec(spec, name)
+    if form == "source":
+        return read_parallel(directory / spec["source"], directory / spec["target"])
+    if form == "tsv":
+        return _read_tsv(directory / spec["tsv"], spec.get("columns", [0, 1]))
+    if form == "jsonl":
+        return _read_jsonl(directory / spec["jsonl"], spec, languages)
+    from nmt.hub import read_hub
+
+    # A copy in the corpus folder comes before the hub.
+    local = directory / spec["hub"]
+    rows = read_hub(
+        str(local) if local.is_dir() else spec["hub"], spec.get("split", name.rpartition("/")[2]),
+        config=spec.get("config"), revision=spec.get("revision"),
+    )  # fmt: skip
+    return pick_columns(rows, spec, languages, name)
+
+
+def pick_columns(
+    rows: Any, spec: Mapping[str, Any], languages: tuple[str, str], name: str
+) -> tuple[list[str], list[str]]:
+    """Takes source and target out of records (an iterable of mappings).
+
+    Columns come from `columns`, or from the field `translation` (another name: `translation: FIELD`) keyed by
+    language, or, without both, are named like the languages. Line ends inside a text become spaces.
+
+    Raises:
+        UserError: a record lacks a column or holds no text there.
+    """
+    columns = list(spec.get("columns") or languages)
+    nested = spec.get("translation", None if "columns" in spec else "translation")
+    sides: tuple[list[str], list[str]] = ([], [])
+    for number, row in enumerate(rows, start=1):
+        record = row
+        if nested is not None and isinstance(row, Mapping) and ("translation" in spec or nested in row):
+            record = row.get(nested)
+        for side, column in zip(sides, columns, strict=True):
+            text = record.get(column) if isinstance(record, Mapping) else None
+            if not isinstance(text, str):
+                fields = ", ".join(map(str, row)) if isinstance(row, Mapping) else repr(row)[:60]
+                raise UserError(
+                    f"{name}, record {number:,}: no text in {column!r}; the record has {fields}. "
+                    "Set `columns` or `translation`."
+                )
+            side.append(text if "\n" not in text else " ".join(text.split("\n")))
+    return sides
+
+
+def _read_tsv(path: Path, columns: list[int]) -> tuple[list[str], list[str]]:
+    sides: tuple[list[str], list[str]] = ([], [])
+    for number, line in enumerate(iterate_lines(path), start=1):
+        cells = line.split("\t")
+        if len(cells) <= max(columns):
+            raise UserError(
+                f"{path}, line {number:,}: {len(cells)} column(s), but column {max(columns)} is wanted "
+                "(the first is 0); check `columns` and the tabs."
+            )
+        for side, column in zip(sides, columns, strict=True):
+            side.append(cells[column])
+    return sides
+
+
+def _read_jsonl(
+    path: Path, spec: Mapping[str, Any], languages: tuple[str, str]
+) -> tuple[list[str], list[str]]:
+    rows = []
+    for number, line in enumerate(iterate_lines(path), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number:,}: not JSON ({error.msg}); one record a line.") from None
+    return pick_columns(rows, spec, languages, str(path))

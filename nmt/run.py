@@ -1,0 +1,165 @@
+"""The folder of a run: what lies in it, and how it is written so that nothing is lost.
+
+    config.yaml         the configuration, complete
+    manifest.json       versions, checksums, machine, scores
+    model.safetensors   the best model on the dev set so far
+    last.ckpt           the state that --resume goes on from
+    metrics.jsonl       loss, speed, dev BLEU
+    tensorboard/        the same for TensorBoard
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
+
+from nmt.checkpoint import NAME, save_checkpoint
+from nmt.errors import UserError
+from nmt.lines import atomic_path
+from nmt.manifest import update_manifest
+from nmt.module import TranslationModule
+from nmt.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Paths of a run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.manifest = self.path / "manifest.json"
+        self.model = self.path / NAME
+        self.last = self.path / "last.ckpt"
+        self.metrics = self.path / "metrics.jsonl"
+
+    def create(self) -> None:
+        """Makes the folder for a new run.
+
+        Raises:
+            UserError: it holds a run already, or cannot be made.
+        """
+        if self.config.exists():
+            raise UserError(
+                f"{self.path} holds a run already; go on with it by --resume {self.path}, or give another --run"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be made ({error.strerror}); give another --run") from None
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"{self.path} cannot be written to; give another --run")
+
+    def vocabularies(self) -> tuple[Vocabulary, Vocabulary]:
+        """Those of the run to resume, source and target.
+
+        Raises:
+            UserError: there is no run, it was stopped before its first checkpoint, or that is damaged.
+        """
+        if not self.config.exists():
+            raise UserError(f"{self.path} holds no run (no config.yaml); give the folder of a run")
+        if not self.last.exists():
+            raise UserError(
+                f"{self.path} stopped before its first checkpoint (no last.ckpt), so there is nothing to go "
+                "on from; remove the folder and train anew"
+            )
+        source, target = (
+            tensor.numpy().tobytes() for tensor in read_state(self.last, mmap=True)["vocabularies"]
+        )
+        first = Vocabulary(source)
+        return first, first if source == target else Vocabulary(target)
+
+    def check_data(self, checksums: dict[str, str]) -> None:
+        """Makes sure that a resumed run sees the data that it began with.
+
+        Raises:
+            UserError: a text has changed.
+        """
+        before = json.loads(self.manifest.read_text())["data"]["sha256"]
+        changed = [name for name, checksum in checksums.items() if before.get(name) != checksum]
+        if changed:
+            raise UserError(
+                f"{' and '.join(changed)} of {self.path} changed since the run began; restore the data, or begin "
+                f"a new run with --from {self.path}"
+            )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the old one and renames it: a full disk leaves the old one whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with atomic_path(path) as temporary:
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:
+                # torch's zip writer hides the operating system's error behind its own.
+                raise OSError(str(error).splitlines()[0]) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        return read_state(path)
+
+
+def read_state(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+    """The content of a last.ckpt.
+
+    Raises:
+        UserError: it is truncated, or holds anything but tensors and plain values.
+    """
+    try:
+        # Nothing in a checkpoint may run: tensors and plain values only.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        cause = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{path} is damaged or not the checkpoint of a run ({cause}). The best model so far is in {NAME} beside "
+            "it; begin a new run --from it."
+        ) from None
+
+
+class Saver(CheckpointCallback):
+    """Saves the state of the run at each validation, and the model when its dev BLEU is the best so far.
+
+    Lightning calls callbacks of this base class last, so the saved state holds what the others decided.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.best = -1.0
+        self.best_step = 0
+        self.validated_step = -1
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        assert isinstance(pl_module, TranslationModule)
+        self.validated_step = trainer.global_step
+        self.keep_if_best(pl_module, trainer.global_step)
+        trainer.save_checkpoint(self.folder.last)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step != self.validated_step:
+            trainer.save_checkpoint(self.folder.last)
+
+    def keep_if_best(self, module: TranslationModule, step: int) -> None:
+        """Writes the model file when the module's last dev BLEU is above all before."""
+        score = module.dev_score
+        if score is None or score.value <= self.best:
+            return
+        self.best, self.best_step = score.value, step
+        checkpoint = module.checkpoint
+        checkpoint.info["dev"] = {"bleu": score.value, "signature": score.signature, "step": step}
+        save_checkpoint(self.folder.model, checkpoint)
+        update_manifest(self.folder.manifest, best=checkpoint.info["dev"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]

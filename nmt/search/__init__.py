@@ -1,0 +1,21 @@
+"""Beam search: one loop, a hard selection to decode and a soft one to train."""
+
+from nmt.search.beam import Beam, Candidates, expand, first_beam
+from nmt.search.hard import Hypothesis, SearchConfig, beam_search, hard_reparent, hard_select
+from nmt.search.soft import SoftSearchConfig, SoftStep, soft_advance, soft_beam_search
+
+__all__ = [
+    "Beam",
+    "Candidates",
+    "Hypothesis",
+    "SearchConfig",
+    "SoftSearchConfig",
+    "SoftStep",
+    "beam_search",
+    "expand",
+    "first_beam",
+    "hard_reparent",
+    "hard_select",
+    "soft_advance",
+    "soft_beam_search",
+]

@@ -1,0 +1,166 @@
+"""Beam search as it trains: selection by weights, differentiable end to end.
+
+The recurrences replace the top-k of beam search by the sorted SOFT top-k of Xie et al., "Differentiable
+Top-k with Optimal Transport", NeurIPS 2020, section 4. With A the soft indicator of the candidates, (C, k):
+
+    weight of token v in slot m     w^m_v = sum over l of A_(l,v),m
+    weight of parent l of slot m    R_ml  = sum over v of A_(l,v),m
+    e'^m = sum_v w^m_v embedding_v;  h'^m = sum_l R_ml h^l;  s'^m = sum A_(l,v),m score_(l,v);
+    f'^m = sum A_(l,v),m max(f^l, [v = EOS]).
+
+As the temperature goes to 0 the soft search selects, token for token, what the hard search selects.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nmt.errors import UserError
+from nmt.models.seq2seq import Seq2Seq
+from nmt.search.beam import Beam, Candidates, expand, first_beam, log_normaliser
+from nmt.topk import sorted_soft_topk
+from nmt.tree import mix_slots
+
+Operator = Callable[[Tensor, int, float], Tensor]
+"""(scores (..., C), k, temperature) -> soft indicators (..., C, k), column m that of the m-th best."""
+
+
+@dataclass
+class SoftSearchConfig:
+    """The soft beam."""
+
+    beam_size: int = 4
+    """Slots of the soft beam, k."""
+    candidates: int = 16
+    """Continuations that compete for the slots, C: the best of beam_size * vocabulary."""
+    temperature: float = 0.3
+    """Of the SOFT top-k, in nats; 0.05 to 0.5 suits cumulative log-probabilities."""
+    damping: float = 0.1
+    """Factor on the gradient of the weights where they mix states and embeddings (values unchanged). 1 is
+    the plain chain rule, which is chaotic over many steps; 0 leaves the scores' gradient alone."""
+
+    def __post_init__(self) -> None:
+        if self.beam_size < 1:
+            raise UserError(f"soft_beam.search.beam_size is {self.beam_size}; give at least 1")
+        if self.candidates < self.beam_size:
+            raise UserError(
+                f"soft_beam.search.candidates is {self.candidates}, less than the beam size "
+                f"{self.beam_size}; give at least as many (4 times as many is a good start)"
+            )
+        if not self.temperature > 0:
+            raise UserError(
+                f"soft_beam.search.temperature is {self.temperature}; give a positive number of nats (0.3)"
+            )
+        if not 0 <= self.damping <= 1:
+            raise UserError(f"soft_beam.search.damping is {self.damping}; give a factor from 0 to 1")
+
+
+class SoftSelection(NamedTuple):
+    """Weights instead of indices.
+
+    Attributes:
+        candidates: what competed, (batch, C).
+        weights: (batch, C, k), column m the soft indicator of the m-th best candidate.
+        parents: (batch, k, slots), R: how much of slot l went into slot m.
+    """
+
+    candidates: Candidates
+    weights: Tensor
+    parents: Tensor
+
+
+class SoftStep(NamedTuple):
+    """One step of the soft search.
+
+    Attributes:
+        before: the beam it began with.
+        logits: (batch, slots, vocabulary) of that beam.
+        normaliser: (batch, slots), their log-sum-exp.
+        selection: what was selected.
+        after: the beam it ended with.
+    """
+
+    before: Beam
+    logits: Tensor
+    normaliser: Tensor
+    selection: SoftSelection
+    after: Beam
+
+
+def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
+    """The same values; the gradient that flows back through them is multiplied by `factor`."""
+    if factor == 1:
+        return tensor
+    if factor == 0:
+        return tensor.detach()
+    return tensor.detach() + factor * (tensor - tensor.detach())
+
+
+def soft_select(
+    candidates: Candidates, slots: int, config: SoftSearchConfig, operator: Operator = sorted_soft_topk
+) -> SoftSelection:
+    """Chooses config.beam_size of the candidates softly; `slots` is the width of the beam before."""
+    size = min(config.beam_size, candidates.scores.shape[1])
+    weights = operator(candidates.scores, size, config.temperature)
+    rows, width = candidates.slots.shape
+    membership = weights.new_zeros(rows, width, slots).scatter_(2, candidates.slots.unsqueeze(2), 1.0)
+    return SoftSelection(candidates, weights, torch.bmm(weights.transpose(1, 2), membership))
+
+
+def soft_reparent(model: Seq2Seq, selection: SoftSelection, beam: Beam, state: Any, damping: float) -> Beam:
+    """Every slot takes a mixture of its parents' states and of its tokens' embeddings."""
+    candidates, weights, parents = selection
+    # A masked candidate has weight 0; 0 * -inf must be 0.
+    scores = candidates.scores.masked_fill(candidates.scores == -torch.inf, 0.0)
+    ended = (candidates.tokens == model.eos).to(weights.dtype)
+    finished = torch.maximum(beam.finished.gather(1, candidates.slots), ended)
+    by_slot = weights.transpose(1, 2)
+    embedding = model.embed(candidates.tokens)
+    # Fewer candidates than slots leave empty columns: such a slot holds nothing.
+    held = weights.detach().sum(dim=1) > 0.5
+    mixed = torch.bmm(by_slot, torch.stack([scores, finished], dim=2))
+    return Beam(
+        state=mix_slots(state, scale_gradient(parents, damping)),
+        embedding=torch.bmm(scale_gradient(by_slot, damping).to(embedding.dtype), embedding),
+        scores=torch.where(held, mixed[..., 0], -torch.inf),
+        # Rounding may leave the mixture of ones a little above one.
+        finished=mixed[..., 1].clamp(max=1.0),
+    )
+
+
+def soft_advance(
+    model: Seq2Seq,
+    features: Tensor,
+    state: Any,
+    beam: Beam,
+    config: SoftSearchConfig,
+    operator: Operator = sorted_soft_topk,
+) -> SoftStep:
+    """Expands, selects and re-parents a beam whose slots the model has just advanced to `features` and
+    `state`."""
+    logits = model.project(features)
+    normaliser = log_normaliser(logits)
+    candidates = expand(model, logits, normaliser, beam, config.candidates)
+    selection = soft_select(candidates, beam.slots, config, operator)
+    after = soft_reparent(model, selection, beam, state, config.damping)
+    return SoftStep(beam, logits, normaliser, selection, after)
+
+
+def soft_beam_search(
+    model: Seq2Seq,
+    memory: Any,
+    rows: int,
+    steps: int,
+    config: SoftSearchConfig,
+    operator: Operator = sorted_soft_topk,
+) -> Iterator[SoftStep]:
+    """Unrolls the soft search for `steps` steps over a batch of `rows` sentences."""
+    beam = first_beam(model, memory, rows)
+    for _ in range(steps):
+        advanced = model.advance(beam.embedding, beam.state, memory)
+        step = soft_advance(model, advanced.features, advanced.state, beam, config, operator)
+        yield step
+        beam = step.after

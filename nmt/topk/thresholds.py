@@ -1,0 +1,182 @@
+"""The k thresholds of the sorted operator: their Newton iteration and the derivative through them.
+
+The tensors put the anchors y = 0..k on axis 1 (slot l is anchor k + 1 - l, so that a cumulative sum over the
+anchors gives the logits) and the candidates, best first, on the last axis. All of it is float64. The unknown
+of a threshold is u = (tau - middle of its gap) / T, never tau: an absolute tau loses its digits to an offset
+of the scores.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nmt.topk.screening import TailSums
+
+# exp(-800) is 0 in float64: beyond it a decision is hard, and clamping keeps logits exact and finite for any
+# scores.
+HARD = 800.0
+# Added to misplaced masses: a threshold between scores this far apart moves nothing that float64 can show.
+TINY = 1e-290
+# Newton converges quadratically: the step taken at this residual leaves an error near 1e-14.
+RESIDUAL = 1e-7
+_STEP = 4.0
+_ITERATIONS = 200
+
+
+class Plan(NamedTuple):
+    """The transport plan of each candidate, times n.
+
+    Attributes:
+        p: (rows, k + 1, n) weight of each anchor.
+        c: (rows, k, n) weight of the anchors >= y, y = 1..k.
+        d: (rows, k, n) 1 - c, the weight of the anchors < y. Both are sums of positive terms: neither loses
+            its digits next to 0.
+    """
+
+    p: Tensor
+    c: Tensor
+    d: Tensor
+
+
+def offsets_of(values: Tensor, k: int, temperature: float | Tensor) -> tuple[Tensor, Tensor | None]:
+    """(x_i - middle of gap j) / T with a zero plane for anchor 0, and the mask of the finite scores.
+
+    The mask is None when every threshold of every row has a finite score below it. The other thresholds
+    belong to slots that stay empty: their decisions are pinned to +-HARD by rank, and masked candidates fill
+    those slots.
+
+    Args:
+        values: (rows, n) float64, best first.
+        k: number of slots; n <= k is padded to k + 1 candidates.
+        temperature: a number, a 0-d tensor or (rows, 1).
+
+    Returns:
+        (rows, k + 1, n) and (rows, n) or None.
+    """
+    rows, n = values.shape
+    if n <= k:
+        values = torch.nn.functional.pad(values, (0, k + 1 - n), value=-torch.inf)
+        n = k + 1
+    offsets = values.new_zeros(rows, k + 1, n)
+    # Halves first: the sum of two scores near the largest float overflows.
+    half = values[:, : k + 1] / 2
+    middle = (half[:, :-1] + half[:, 1:]).flip(1)
+    torch.sub(values.unsqueeze(1), middle.unsqueeze(2), out=offsets[:, 1:])
+    offsets[:, 1:].div_(temperature.view(-1, 1, 1) if isinstance(temperature, Tensor) else temperature)
+    finite = values > -torch.inf
+    if bool(finite[:, k].all()):
+        return offsets, None
+    rank = torch.arange(1, n + 1, device=values.device)
+    level = torch.arange(k, 0, -1, device=values.device).unsqueeze(1)
+    pinned = level >= finite.sum(-1).view(-1, 1, 1)
+    hard = torch.where(rank <= level, HARD, -HARD).to(values.dtype)
+    offsets[:, 1:] = torch.where(pinned, hard, offsets[:, 1:])
+    return offsets, finite
+
+
+def solve(offsets: Tensor, log_tail: Tensor | None = None) -> tuple[Plan, Tensor]:
+    """Newton on log(mass misplaced below) - log(mass misplaced above) of the k thresholds, all rows at once.
+
+    With P_j the sum of c over the ranks > j and Q_j the sum of 1 - c over the ranks <= j, F_j = log P_j - log
+    Q_j has a Jacobian of positive terms only; Newton on the sums themselves stalls on their plateaus. A row
+    that has converged is frozen, so that its result does not depend on the other rows.
+
+    Args:
+        offsets: (rows, k + 1, n) of `offsets_of`.
+        log_tail: (rows,) logsumexp of the offsets of the candidates that were screened out, against the
+            threshold k; they weigh exp(log_tail - u) in slot k and nothing in the others.
+
+    Returns:
+        The plan, and u (rows, k) for the anchors 1..k.
+    """
+    rows, k, n = offsets.shape[0], offsets.shape[1] - 1, offsets.shape[2]
+    level = torch.arange(k, 0, -1, device=offsets.device).unsqueeze(1)
+    above = torch.arange(1, n + 1, device=offsets.device) <= level
+    sides = torch.stack((~above, above)).to(offsets.dtype)
+    upper = _upper(k, offsets.device)
+    floor = torch.full((k,), 1e-30, dtype=offsets.dtype, device=offsets.device).diag()
+    u = offsets.new_zeros(rows, k + 1, 1)
+    active = torch.ones(rows, 1, dtype=torch.bool, device=offsets.device)
+    for _ in range(_ITERATIONS):
+        _, c, d = _plan(offsets, u)
+        mass = (torch.where(above, d, c).unsqueeze(1) * sides).sum(-1).add_(TINY)
+        if log_tail is not None:
+            tail = (log_tail - u[:, 1, 0]).clamp_(max=HARD / 2).exp_()
+            mass[:, 0, 0] += tail
+        logs = mass.log()
+        residual = logs[:, 0] - logs[:, 1]
+        inverse = mass.reciprocal_().unsqueeze(-1)
+        weight = torch.where(above, inverse[:, 1], inverse[:, 0])
+        jacobian = torch.where(upper, (weight * d) @ c.mT, (weight * c) @ d.mT).add_(floor)
+        if log_tail is not None:
+            jacobian[:, 0, 0] += tail * inverse[:, 0, 0, 0]
+        step = torch.linalg.solve_ex(jacobian, residual).result.clamp_(-_STEP, _STEP)
+        u[:, 1:, 0] += torch.where(active, step, 0.0)
+        active = active & ~(residual.abs().amax(-1, keepdim=True) <= RESIDUAL)
+        if not bool(active.any()):
+            return _plan(offsets, u), u[:, 1:, 0]
+    raise AssertionError(f"{int(active.sum())} rows of {rows} have not converged: k = {k}, n = {n}")
+
+
+def pull_back(
+    g: Tensor, plan: Plan, tail: TailSums | None, of_temperature: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The derivative by the implicit function theorem.
+
+    With K_jm = sum_i c_i,min(j,m) (1 - c_i,max(j,m)) and b = T dL/dtau at fixed scores, dL/dtau reaches the
+    scores through y = K^-1 b. K is scaled by its diagonal before the solve: its entries may differ by
+    hundreds of orders of magnitude.
+
+    Args:
+        g: (rows, k, n) dL/dp for the anchors 1..k.
+        plan: the solution.
+        tail: the sums over what was screened out.
+        of_temperature: whether the third result is wanted.
+
+    Returns:
+        T dL/dx of the candidates (rows, n); y of slot k (rows,), as a candidate of the tail gets T dL/dx = p
+        (g - y); T dL/dT (rows,) or None.
+    """
+    p, c, d = plan
+    gp = torch.cat((torch.zeros_like(p[:, :1]), g * p[:, 1:]), 1)
+    e = _tilt(gp, c, d)
+    b = e.sum(-1)
+    moment = d @ c.mT
+    moment = torch.where(_upper(c.shape[1], c.device), moment, moment.mT)
+    if tail is not None:
+        b[:, 0] += tail.gp
+        moment[:, 0, 0] += tail.p
+    scale = (moment.diagonal(dim1=1, dim2=2) + TINY).rsqrt()
+    scaled = moment * scale.unsqueeze(2) * scale.unsqueeze(1)
+    scaled.diagonal(dim1=1, dim2=2).fill_(1.0)
+    y = scale * torch.linalg.solve_ex(scaled, scale * b).result
+    reach = c * d.cumsum(1) + d * (c.flip(1).cumsum(1).flip(1) - c)
+    to_scores = e.sum(1) - (y.unsqueeze(1) @ reach).squeeze(1)
+    if not of_temperature:
+        return to_scores, y[:, 0], None
+    # The logits up to a constant of each candidate, 0 for its likeliest anchor so that p log p keeps its
+    # digits.
+    p_log_p = torch.xlogy(p, p / p.amax(1, keepdim=True))
+    direct = (g * (p_log_p[:, 1:] - p[:, 1:] * p_log_p.sum(1, keepdim=True))).sum((1, 2))
+    through = _tilt(p_log_p, c, d).sum(-1)
+    if tail is not None:
+        direct = direct + tail.gp_log_p
+        through[:, 0] += tail.p_log_p
+    return to_scores, y[:, 0], (y * through).sum(-1) - direct
+
+
+def _upper(k: int, device: torch.device) -> Tensor:
+    return torch.ones(k, k, dtype=torch.bool, device=device).triu()
+
+
+def _plan(offsets: Tensor, u: Tensor) -> Plan:
+    p = (offsets - u).clamp_(-HARD, HARD).cumsum(1).softmax(1)
+    return Plan(p, p.flip(1).cumsum(1).flip(1)[:, 1:], p.cumsum(1)[:, :-1])
+
+
+def _tilt(gp: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Derivative of c along logits whose change times p is `gp` (rows, k + 1, n), without cancellation:
+    (rows, k, n).
+    """
+    return gp.flip(1).cumsum(1).flip(1)[:, 1:] * d - gp.cumsum(1)[:, :-1] * c

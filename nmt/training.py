@@ -1,0 +1,210 @@
+"""`nmt train`: a configuration becomes a run."""
+
+import dataclasses
+import logging
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from nmt.checkpoint import Checkpoint, find_model, load_checkpoint
+from nmt.config import TrainConfig
+from nmt.data_module import TranslationData
+from nmt.errors import UserError
+from nmt.journal import Journal
+from nmt.lines import atomic_path
+from nmt.manifest import describe_software, now, update_manifest
+from nmt.models import RNNsearch, RNNsearchConfig
+from nmt.module import TranslationModule
+from nmt.run import AtomicCheckpointIO, RunFolder, Saver
+
+logger = logging.getLogger(__name__)
+
+MAY_CHANGE = ("trainer",)
+"""Sections that a resumed run may set anew; with any other it would be another run."""
+
+
+def train(config: TrainConfig, start: str | Path | None = None, resume: bool = False) -> Checkpoint:
+    """Trains a model.
+
+    Args:
+        config: the run.
+        start: a model file or run folder whose weights and vocabularies a new run begins with.
+        resume: whether `config.run` is gone on with; its state is then its own last.ckpt.
+
+    Returns:
+        The best model on the dev set, as saved in the run's folder.
+
+    Raises:
+        UserError: a mistake in the configuration, the data or the folder.
+    """
+    folder = RunFolder(config.run)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    # Before the folder is made: a mistake in the data must not leave half a run behind.
+    found = load_checkpoint(start) if start is not None else None
+    vocabularies = None
+    if resume:
+        vocabularies = folder.vocabularies()
+    elif found is not None:
+        vocabularies = (found.source_vocabulary, found.target_vocabulary)
+        config.model = shape_of(found, config.model)
+    data = TranslationData(config.data, config.seed, config.trainer.max_epochs, vocabularies)
+    checkpoint = build_checkpoint(config, data)
+    if found is not None and start is not None:
+        checkpoint.model.load_state_dict(found.model.state_dict())
+        logger.info("loaded all weights and vocabularies of %s", find_model(start))
+        logger.info("reset: optimiser, schedule, best dev BLEU; ignored: nothing")
+    if resume:
+        folder.check_data(data.checksums())
+    else:
+        folder.create()
+        write_config(folder.config, config)
+        update_manifest(
+            folder.manifest,
+            config=dataclasses.asdict(config),
+            started_from=str(start) if start is not None else None,
+            data={
+                "train": {"name": data.train_pairs.name, "pairs": len(data.train_pairs)},
+                "dev": {"name": data.dev_pairs.name, "pairs": len(data.dev_pairs)},
+                "sha256": data.checksums(),
+            },
+            **describe_software(),
+        )
+    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    logger.info(
+        "%s training pairs, %s dev pairs, vocabularies of %d and %d pieces, %.1f million parameters",
+        f"{len(data.train_pairs):,}",
+        f"{len(data.dev_pairs):,}",
+        len(data.source_vocabulary),
+        len(data.target_vocabulary),
+        parameters / 1e6,
+    )
+    saver = Saver(folder)
+    module = TranslationModule(config, checkpoint, data)
+    trainer = make_trainer(config, folder, saver)
+    with warnings.catch_warnings():
+        _silence_lightning()
+        trainer.fit(module, datamodule=data, ckpt_path=folder.last if resume else None)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        if saver.validated_step != trainer.global_step or module.dev_score is None:
+            trainer.validate(module, datamodule=data, verbose=False)
+            saver.keep_if_best(module, trainer.global_step)
+    update_manifest(folder.manifest, ended=now(), updates=trainer.global_step)
+    logger.info("best dev BLEU %.2f at update %d: %s", saver.best, saver.best_step, folder.model)
+    return load_checkpoint(folder.model)
+
+
+def build_checkpoint(config: TrainConfig, data: TranslationData) -> Checkpoint:
+    """A fresh model of the configuration's shape, its weights drawn from the seed."""
+    torch.manual_seed(config.seed)
+    model = RNNsearch(config.model, len(data.source_vocabulary), len(data.target_vocabulary))
+    info = {
+        "languages": {"source": data.train_pairs.source_language, "target": data.train_pairs.target_language},
+        "train": data.train_pairs.name,
+        "objective": config.objective,
+        "seed": config.seed,
+    }
+    return Checkpoint(model, data.source_vocabulary, data.target_vocabulary, info)
+
+
+def shape_of(found: Checkpoint, asked: RNNsearchConfig) -> RNNsearchConfig:
+    """The shape of a loaded model, with the dropout asked for.
+
+    Raises:
+        UserError: the configuration asks for another shape.
+    """
+    have: RNNsearchConfig = found.model.config  # type: ignore[assignment]
+    default = RNNsearchConfig()
+    for field in dataclasses.fields(asked):
+        wish, is_ = getattr(asked, field.name), getattr(have, field.name)
+        if field.name != "dropout" and wish not in (is_, getattr(default, field.name)):
+            raise UserError(
+                f"model.{field.name} is {wish}, but the loaded model has {is_}; leave it out, it comes with the model"
+            )
+    return dataclasses.replace(have, dropout=asked.dropout)
+
+
+def make_trainer(config: TrainConfig, folder: RunFolder, saver: Saver) -> pl.Trainer:
+    """Lightning's trainer: one endless epoch over the stream, validations by updates."""
+    settings = config.trainer
+    callbacks: list[Callback] = [Journal(folder.metrics, settings.log_every), saver]
+    if settings.patience:
+        callbacks.insert(0, EarlyStopping("dev/bleu", mode="max", patience=settings.patience))
+    precision: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+    with warnings.catch_warnings():
+        _silence_lightning()
+        return pl.Trainer(
+            accelerator=settings.device,
+            devices=1,
+            precision=precision[settings.precision],
+            max_steps=settings.max_steps,
+            max_epochs=1,
+            max_time=timedelta(minutes=settings.max_minutes) if settings.max_minutes else None,
+            val_check_interval=settings.validate_every * settings.accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            accumulate_grad_batches=settings.accumulate,
+            # Clipping is the module's, which reports the norm too; Lightning must know that it is wanted.
+            gradient_clip_val=settings.clip or None,
+            log_every_n_steps=settings.log_every,
+            logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+
+
+def write_config(path: Path, config: TrainConfig) -> None:
+    """Writes a configuration that `read_config` and `nmt train --config` understand."""
+    values = dataclasses.asdict(config)
+    values["optimizer"]["betas"] = list(values["optimizer"]["betas"])
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def check_resumable(saved: TrainConfig, asked: TrainConfig) -> None:
+    """Makes sure that a resumed run stays the same run.
+
+    Raises:
+        UserError: a setting outside `MAY_CHANGE` differs.
+    """
+    changed = [
+        name
+        for name, value in _flat(dataclasses.asdict(asked)).items()
+        if _flat(dataclasses.asdict(saved)).get(name) != value and not name.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise UserError(
+            f"--resume goes on with the same run, but {', '.join(changed)} differ; leave them out, or begin a "
+            "new run with --from"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return result
+
+
+def _silence_lightning() -> None:
+    """Keeps advice about data loader workers and the like from users who cannot act on it."""
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", module="lightning_fabric")
+    for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+

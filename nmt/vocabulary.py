@@ -1,0 +1,252 @@
+"""Subword vocabularies: SentencePiece models, trained from raw text and kept as bytes."""
+
+import hashlib
+import io
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nmt.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from nmt.corpus import Pairs
+
+PAD, UNK, BOS, EOS = 0, 1, 2, 3
+
+_KINDS = ("bpe", "unigram")
+_NORMALIZATIONS = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
+# The library's generator is seeded for the whole process.
+_SEEDING = threading.Lock()
+
+
+@dataclass
+class VocabularyConfig:
+    """How vocabularies are trained and used.
+
+    Attributes:
+        size: pieces of a vocabulary, the four special ones counted.
+        kind: "bpe" or "unigram".
+        joint: one vocabulary for both languages instead of one each.
+        character_coverage: share of the characters of the training text that get a piece, in (0, 1].
+        normalization: SentencePiece's rule: nmt_nfkc, nmt_nfkc_cf (lower case), nfkc, nfkc_cf or identity.
+        byte_fallback: spell unknown characters as bytes (256 more pieces, within `size`).
+        sampling: subword regularisation while training: probability of BPE-dropout, or alpha of unigram
+            sampling; 0 is off.
+    """
+
+    size: int = 8000
+    kind: str = "bpe"
+    joint: bool = True
+    character_coverage: float = 1.0
+    normalization: str = "nmt_nfkc"
+    byte_fallback: bool = False
+    sampling: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.size < 8:
+            raise UserError(f"vocabulary.size is {self.size}; at least 8, usually 4000 to 32000.")
+        choices = ("kind", self.kind, _KINDS), ("normalization", self.normalization, _NORMALIZATIONS)
+        for name, value, known in choices:
+            if value not in known:
+                raise UserError(f"vocabulary.{name} is {value!r}; known are {', '.join(known)}."
+                                + did_you_mean(str(value), known))  # fmt: skip
+        if not 0 < self.character_coverage <= 1:
+            raise UserError(f"vocabulary.character_coverage is {self.character_coverage}; give 0 to 1.")
+        if not 0 <= self.sampling < 1:
+            raise UserError(
+                f"vocabulary.sampling is {self.sampling}; give 0 (off) or a number below 1 (0.1)."
+            )
+
+
+class Vocabulary:
+    """A SentencePiece model: text to ids and back; the ids 0 to 3 are PAD, UNK, BOS, EOS."""
+
+    def __init__(self, model: bytes) -> None:
+        """Opens a model.
+
+        Raises:
+            UserError: the bytes are no SentencePiece model, or one with other special ids.
+        """
+        import sentencepiece
+
+        try:
+            # An empty model would load, with a message on standard error.
+            if not model:
+                raise RuntimeError
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise UserError(
+                f"The vocabulary ({len(model):,} bytes) is no whole SentencePiece model; "
+                "copy it again or train anew."
+            ) from None
+        p = self._processor
+        found = (p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id())
+        if found != (PAD, UNK, BOS, EOS):
+            raise UserError(
+                f"The SentencePiece model has the ids {found} for pad, unk, bos, eos; needed are "
+                f"{(PAD, UNK, BOS, EOS)}. Train it with --pad_id 0 --unk_id 1 --bos_id 2 --eos_id 3."
+            )
+        self._model = bytes(model)
+
+    @property
+    def model(self) -> bytes:
+        """The model as SentencePiece writes it to a file."""
+        return self._model
+
+    def __len__(self) -> int:
+        return int(self._processor.get_piece_size())
+
+    def __getstate__(self) -> bytes:
+        return self._model
+
+    def __setstate__(self, state: bytes) -> None:
+        self.__init__(state)  # type: ignore[misc]
+
+    @classmethod
+    def train(cls, lines: Iterable[str], config: VocabularyConfig, seed: int = 0) -> "Vocabulary":
+        """Trains a vocabulary on raw lines; equal lines, config and seed give equal bytes.
+
+        Args:
+            lines: the training text, a few million lines at most (it is held in memory).
+            config: size and kind.
+            seed: of the generator that picks a sample when the text is larger than that.
+
+        Raises:
+            UserError: no text, or a size that the text cannot fill (the message names the largest possible)
+                or that cannot hold its characters (names the smallest).
+        """
+        import sentencepiece
+
+        buffer = io.BytesIO()
+        try:
+            with _SEEDING:
+                sentencepiece.set_random_generator_seed(seed)
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=_trainable(lines), model_writer=buffer, vocab_size=config.size,
+                    model_type=config.kind, character_coverage=config.character_coverage,
+                    normalization_rule_name=config.normalization, byte_fallback=config.byte_fallback,
+                    pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS, num_threads=1, minloglevel=2,
+                    input_sentence_size=5_000_000, shuffle_input_sentence=True, max_sentence_length=16_384,
+                )  # fmt: skip
+        except RuntimeError as error:
+            raise UserError(_explained(str(error), config)) from None
+        return cls(buffer.getvalue())
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """The ids of each line, without BOS and EOS."""
+        return self._processor.encode(list(lines), out_type=int, num_threads=1)
+
+    def sample(self, lines: Sequence[str], seed: int, strength: float = 0.1) -> list[list[int]]:
+        """Like `encode`, in random pieces (BPE-dropout, unigram sampling) depending on seed and lines only.
+
+        Args:
+            lines: the lines.
+            seed: any integer >= 0, taken modulo 2^32.
+            strength: probability of BPE-dropout or alpha of unigram sampling; 0 is the same as `encode`.
+        """
+        if strength == 0:
+            return self.encode(lines)
+        import sentencepiece
+
+        result: list[list[int]] = []
+
+        def work() -> None:
+            sentencepiece.set_random_generator_seed(seed % 2**32)
+            result.extend(
+                self._processor.encode(
+                    list(lines),
+                    out_type=int,
+                    enable_sampling=True,
+                    alpha=strength,
+                    nbest_size=-1,
+                    num_threads=1,
+                )
+            )
+
+        # The generator belongs to a thread; some versions seed it only when it is made. Hence a new thread.
+        with _SEEDING:
+            thread = threading.Thread(target=work, name="nmt-sample")
+            thread.start()
+            thread.join()
+        return result
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids: stops at the first EOS, PAD and BOS are left out.
+
+        Raises:
+            ValueError: an id outside of the vocabulary.
+        """
+        return self._processor.decode(self._content(ids))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The pieces of ids, all of them, the special ones by their names (<pad>, <unk>, <s>, </s>)."""
+        return [self._processor.id_to_piece(self._checked(i)) for i in ids]
+
+    def unknown_share(self, encoded: Iterable[Sequence[int]]) -> float:
+        """The share of UNK among all ids; 0 for no ids."""
+        unknown = total = 0
+        for ids in encoded:
+            unknown += sum(i == UNK for i in ids)
+            total += len(ids)
+        return unknown / total if total else 0.0
+
+    def unknown_pieces(self, line: str) -> list[str]:
+        """The parts of a line that no piece covers."""
+        surfaces = self._processor.encode(line, out_type=str)
+        ids = self._processor.encode(line, out_type=int)
+        return [surface for surface, i in zip(surfaces, ids, strict=True) if i == UNK]
+
+    def checksum(self) -> str:
+        """The sha256 (hexadecimal) of the model."""
+        return hashlib.sha256(self._model).hexdigest()
+
+    def _content(self, ids: Sequence[int]) -> list[int]:
+        content = []
+        for i in ids:
+            if i == EOS:
+                break
+            if i not in (PAD, BOS):
+                content.append(self._checked(i))
+        return content
+
+    def _checked(self, i: int) -> int:
+        if not 0 <= int(i) < len(self):
+            raise ValueError(f"id {int(i)} is outside of the vocabulary of {len(self)} pieces")
+        return int(i)
+
+
+def train_vocabularies(
+    pairs: "Pairs", config: VocabularyConfig, seed: int = 0
+) -> tuple[Vocabulary, Vocabulary]:
+    """Trains the vocabularies of source and target; the same object twice when `config.joint`.
+
+    Raises:
+        UserError: see `Vocabulary.train`.
+    """
+    if config.joint:
+        both = Vocabulary.train((line for pair in pairs for line in pair), config, seed)
+        return both, both
+    return Vocabulary.train(pairs.source, config, seed), Vocabulary.train(pairs.target, config, seed)
+
+
+def _trainable(lines: Iterable[str]) -> Iterator[str]:
+    """Lines that the trainer can take: it stops at a NUL character."""
+    return (line.replace("\0", " ") for line in lines if line.strip())
+
+
+def _explained(message: str, config: VocabularyConfig) -> str:
+    if largest := re.search(r"value <= (\d+)", message):
+        return (
+            f"vocabulary.size is {config.size}, but this text allows {largest[1]} pieces at most; "
+            f"set vocabulary.size to {largest[1]} or less, or use more text."
+        )
+    if smallest := re.search(r"(\d+) vs (\d+)", message):
+        return (
+            f"vocabulary.size is {config.size}, but the characters of this text alone need {smallest[2]} "
+            "pieces; set a larger vocabulary.size or a smaller vocabulary.character_coverage."
+        )
+    if "sentences_.empty" in message:
+        return "The vocabulary cannot be trained: the text has no line with words."
+    return f"SentencePiece cannot train the vocabulary: {' '.join(message.split())}"

@@ -1,0 +1,162 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from nmt.corpus import Pairs, card_names, load_card, pairs_from_files
+from nmt.errors import UserError
+
+CARD = """
+languages: {source: en, target: fr}
+splits:
+  train: {source: train.en, target: train.fr}
+  dev: {tsv: dev.tsv, columns: [2, 0]}
+  test: {jsonl: test.jsonl}
+"""
+
+
+@pytest.fixture
+def make_card(tmp_path):
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    (folder / "train.en").write_text("one two\n\na b c d e f g\nx\n")
+    (folder / "train.fr").write_text("un deux\nvide\na\ny\n")
+    (folder / "dev.tsv").write_text("bonjour\t1\thello\n")
+    records = [{"translation": {"en": "t\n1", "fr": "T"}}, {"translation": {"en": "t2", "fr": "T2"}}]
+    (folder / "test.jsonl").write_text("\n".join(map(json.dumps, records)))
+
+    def make(text=CARD):
+        (tmp_path / "toy.yaml").write_text(text)
+        return load_card(tmp_path / "toy.yaml")
+
+    return make
+
+
+def test_reads_every_form_in_both_directions(make_card):
+    card = make_card()
+    assert (card.name, card.directory.name) == ("toy", "toy")
+    assert list(card.read("train"))[0] == ("one two", "un deux")
+    assert list(card.read("dev")) == [("hello", "bonjour")]
+    assert list(card.read("test")) == [("t 1", "T"), ("t2", "T2")]
+    swapped = card.read("dev", source_language="fr")
+    assert list(swapped) == list(card.read("dev", target_language="en")) == [("bonjour", "hello")]
+    assert (swapped.source_language, swapped.target_language) == ("fr", "en")
+
+
+def test_the_filter_touches_train_only(make_card):
+    card = make_card(CARD + "filter: {min_words: 1, max_words: 6, max_ratio: 3}\n")
+    train = card.read("train")
+    assert list(train) == [("one two", "un deux"), ("x", "y")]
+    assert train.dropped == {"empty": 1, "too long": 1}
+    assert len(make_card(CARD + "filter: {max_ratio: 3}\n").read("train")) == 2
+    assert len(make_card(CARD + "filter: {min_words: 3}\n").read("dev")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (CARD + "licens: x\n", "unknown key 'licens'.*Did you mean 'licence'"),
+        (CARD + "filter: {max_wrds: 1}\n", "filter: unknown key 'max_wrds'.*Did you mean 'max_words'"),
+        (CARD + "filter: {max_words: ten}\n", "max_words is 'ten'; expected int"),
+        (CARD + "  tset: {source: a, target: b}\n", "unknown split 'tset'.*Did you mean 'test'"),
+        (CARD + "  test_2: {sorce: a, target: b}\n", "not a way to read a split"),
+        (CARD + "  test_2: {source: a, taget: b}\n", "unknown key 'taget'.*Did you mean 'target'"),
+        (CARD + "  test_2: {tsv: a, columns: [0, x]}\n", "give two numbers"),
+        (CARD.replace("fr}", "no}"), r"languages.target is False; write the code in quotes"),
+        (CARD.replace("fr}", "en}"), "both languages are 'en'"),
+        ("splits: {}", "the key 'languages' is missing"),
+        ("- a", "not a corpus card"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_mistakes_in_a_card(make_card, text, message):
+    with pytest.raises(UserError, match=message):
+        make_card(text)
+
+
+def test_mistakes_in_a_request(make_card, tmp_path):
+    card = make_card()
+    with pytest.raises(UserError, match=r"no split 'tran'; it has train, dev, test\. Did you mean 'train'"):
+        card.read("tran")
+    with pytest.raises(UserError, match="holds en and fr, not 'de'"):
+        card.read("train", "de")
+    with pytest.raises(UserError, match="both 'en'"):
+        card.read("train", "en", "en")
+    (tmp_path / "toy/train.en").unlink()
+    with pytest.raises(UserError, match=r"train\.en does not exist; put the file there"):
+        card.read("train")
+    with pytest.raises(UserError, match="run: nmt corpus get toy"):
+        make_card(CARD + "fetch: {kind: reverse}\n").read("train")
+    with pytest.raises(UserError, match="no corpus card 'revers'.*Did you mean 'reverse'"):
+        load_card("revers")
+    with pytest.raises(UserError, match=r"x\.yaml does not exist"):
+        load_card("x.yaml")
+
+
+def test_damaged_records(make_card, tmp_path):
+    card = make_card()
+    (tmp_path / "toy/dev.tsv").write_text("a\tb\tc\na\tb\n")
+    with pytest.raises(UserError, match=r"dev\.tsv, line 2: 2 column\(s\), but column 2"):
+        card.read("dev")
+    (tmp_path / "toy/test.jsonl").write_text('{"en": "a", "fr": "b"}\n{')
+    with pytest.raises(UserError, match=r"test\.jsonl, line 2: not JSON"):
+        card.read("test")
+    (tmp_path / "toy/test.jsonl").write_text('{"en": "a", "fr": "b"}\n{"en": "a", "de": "b"}')
+    with pytest.raises(UserError, match=r"record 2: no text in 'fr'; the record has en, de"):
+        card.read("test")
+
+
+def test_checksums_of_files(make_card, tmp_path):
+    right = hashlib.sha256((tmp_path / "toy/train.en").read_bytes()).hexdigest()
+    assert len(make_card(CARD + f"checksums: {{train.en: {right}}}\n").read("train")) == 4
+    (tmp_path / "toy/train.en").write_text("1\n2\n3\n4\n")
+    with pytest.raises(UserError, match=rf"has sha256 .*, the card says {right}"):
+        make_card(CARD + f"checksums: {{train.en: {right}}}\n").read("train")
+
+
+def test_reads_a_local_data_set_through_datasets(make_card, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "toy" / "mine"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"en": "a\\u2028b", "fr": "c"}\n{"en": "d", "fr": "e"}\n')
+    card = make_card(CARD + "  test_hub: {hub: mine, split: train}\n  test_none: {hub: mine, split: dev}\n")
+    assert list(card.read("test_hub")) == [("a\u2028b", "c"), ("d", "e")]
+    with pytest.raises(UserError, match="'mine' .*split 'dev'.* cannot be read"):
+        card.read("test_none")
+
+
+def test_checksum_of_pairs_depends_on_every_line():
+    seen = {
+        Pairs(["a", "b"], ["c", "d"], "x").checksum(),
+        Pairs(["a", "b"], ["d", "c"], "x").checksum(),
+        Pairs(["a", "b", "c"], ["", "", "d"], "x").checksum(),
+        Pairs(["c", "d"], ["a", "b"], "x").checksum(),
+    }
+    assert len(seen) == 4
+    assert Pairs(["a", "b"], ["c", "d"], "y", "en", "fr").checksum() in seen
+
+
+def test_pairs_without_a_card(tmp_path):
+    (tmp_path / "a").write_text("1\n2\n")
+    assert list(pairs_from_files(tmp_path / "a", tmp_path / "a")) == [("1", "1"), ("2", "2")]
+    with pytest.raises(UserError, match="2 source lines, 1 target"):
+        Pairs(["a", "b"], ["c"], "x")
+
+
+def test_every_shipped_card_loads():
+    assert {"libreoffice_help", "reverse", "multi30k_en-de", "multi30k_en-fr"} <= set(card_names())
+    for name in card_names():
+        card = load_card(name)
+        assert card.name == name and card.licence and card.homepage and card.description
+        assert {"train", "dev", "test"} <= set(card.splits)
+
+
+def test_a_real_corpus_of_plain_files(tmp_path):
+    folder = Path("../shared/corpora/multi30k")
+    if not folder.exists():
+        pytest.skip("the corpora for measuring are not here")
+    (tmp_path / "m.yaml").write_text(
+        "languages: {source: en, target: fr}\nsplits: {dev: {source: val.en.gz, target: val.fr.gz}}"
+    )
+    assert len(load_card(tmp_path / "m.yaml", directory=folder).read("dev")) == 1014
