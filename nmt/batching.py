@@ -77,16 +77,14 @@ class Batch:
         )
 
 
-def collate(
-    corpus: EncodedCorpus, rows: Sequence[int] | Rows, epoch: int, sampler: Sampler | None = None
-) -> Batch:
+def collate(corpus: EncodedCorpus, rows: Sequence[int] | Rows, epoch: int, sampler: Sampler | None = None) -> Batch:
     """Makes a batch of rows of a corpus.
 
     Args:
         corpus: the ids.
         rows: which rows, in the order of the batch.
         epoch: noted in the batch.
-        sampler: gives the ids of source and target of the rows instead of the corpus (subword regularisation).
+        sampler: gives the ids of source and target of the rows instead of the corpus.
     """
     indices = [int(row) for row in rows]
     sources: Sequence[Sequence[int] | NDArray[np.int32]]
@@ -115,7 +113,7 @@ def pad(sentences: Sequence[Sequence[int] | NDArray[np.int32]]) -> tuple[Tensor,
 class TrainingStream:
     """An endless or finite iterable of batches; batch b is a function of (corpus, budget, seed, b) alone.
 
-    So a run that resumes at batch b sees what it would have seen. Iterating starts at `start_batch` each time.
+    So a run that resumes at batch b sees what it would have seen. Each iteration starts at `start_batch`.
     """
 
     def __init__(
@@ -135,8 +133,8 @@ class TrainingStream:
 
         Args:
             corpus: what to train on.
-            budget: largest cost of a batch in tokens, padding and EOS counted; see `plan_batches`. Sampling makes
-                sentences longer than that plan knows.
+            budget: largest cost of a batch in tokens, padding and EOS counted; see `plan_batches`.
+                Sampling makes sentences longer than the plan knows.
             seed: decides order and sampling.
             start_batch: number of the first batch, counted over all epochs (and all ranks) from 0.
             epochs: None never ends.
@@ -151,13 +149,9 @@ class TrainingStream:
             UserError: no pair is left, a sentence is over the budget, or sampling without vocabularies.
         """
         if sampling and vocabularies is None:
-            raise UserError(
-                f"sampling is {sampling}, which needs the vocabularies; pass them or set sampling to 0."
-            )
+            raise UserError(f"sampling is {sampling}, which needs the vocabularies; pass them or set sampling to 0.")
         if not 0 <= rank < world or start_batch % world:
-            raise ValueError(
-                f"rank {rank} of {world}, start_batch {start_batch}: not a whole number of rounds"
-            )
+            raise ValueError(f"rank {rank} of {world}, start_batch {start_batch}: not a whole number of rounds")
         self.corpus, self.budget, self.seed = corpus, budget, seed
         self.start_batch, self.epochs = start_batch, epochs
         self.sampling, self._vocabularies = sampling, vocabularies
@@ -165,9 +159,7 @@ class TrainingStream:
         self.rows = _usable_rows(corpus, max_length)
         self._source_lengths = corpus.source_lengths[self.rows]
         self._target_lengths = corpus.target_lengths[self.rows]
-        check_budget(
-            np.maximum(self._source_lengths, self._target_lengths).astype(np.int64) + 1, budget, self.rows
-        )
+        check_budget(np.maximum(self._source_lengths, self._target_lengths).astype(np.int64) + 1, budget, self.rows)
         self._counts: dict[int, int] = {}
 
     def batches_in_epoch(self, epoch: int) -> int:
@@ -201,9 +193,7 @@ class TrainingStream:
         return epoch, first
 
     def _plan(self, epoch: int) -> list[Rows]:
-        plan = plan_batches(
-            self._source_lengths, self._target_lengths, self.budget, seed=self.seed, epoch=epoch
-        )
+        plan = plan_batches(self._source_lengths, self._target_lengths, self.budget, seed=self.seed, epoch=epoch)
         self._counts[epoch] = len(plan)
         return [self.rows[rows] for rows in plan]
 
@@ -213,12 +203,8 @@ class TrainingStream:
         def sample(rows: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
             assert self._vocabularies is not None
             source, target = self._vocabularies
-            sources = source.sample(
-                [self.corpus.source_line(i) for i in rows], int(source_seed), self.sampling
-            )
-            targets = target.sample(
-                [self.corpus.target_line(i) for i in rows], int(target_seed), self.sampling
-            )
+            sources = source.sample([self.corpus.source_line(i) for i in rows], int(source_seed), self.sampling)
+            targets = target.sample([self.corpus.target_line(i) for i in rows], int(target_seed), self.sampling)
             return sources, targets
 
         return sample
@@ -236,6 +222,6 @@ def _usable_rows(corpus: EncodedCorpus, max_length: int | None) -> Rows:
         logger.info("Left out %s of %s pairs: a side is empty", f"{empty.sum():,}", f"{len(corpus):,}")
     rows = np.flatnonzero(~(too_long | empty))
     if not len(rows):
-        raise UserError(f"No pair is left to train on: of {len(corpus):,}, {too_long.sum():,} are longer than "
-                        f"max_length = {max_length} and {empty.sum():,} have an empty side.")  # fmt: skip
+        raise UserError(f"No pair is left to train on: of {len(corpus):,}, {too_long.sum():,} are over "
+                        f"max_length = {max_length} pieces and {empty.sum():,} have an empty side.")  # fmt: skip
     return rows

@@ -113,8 +113,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
         )
     if header["architecture"] not in ARCHITECTURES:
         raise UserError(
-            f"{path} holds an architecture '{header['architecture']}'; this version knows "
-            f"{', '.join(ARCHITECTURES)}."
+            f"{path} holds an architecture '{header['architecture']}'; this version knows {', '.join(ARCHITECTURES)}."
         )
     try:
         target = Vocabulary(tensors.pop(_VOCABULARY + "target").numpy().tobytes())

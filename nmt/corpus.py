@@ -37,9 +37,7 @@ class Pairs:
 
     def __post_init__(self) -> None:
         if len(self.source) != len(self.target):
-            raise UserError(
-                f"{self.name}: {len(self.source):,} source lines, {len(self.target):,} target lines."
-            )
+            raise UserError(f"{self.name}: {len(self.source):,} source lines, {len(self.target):,} target lines.")
 
     def __len__(self) -> int:
         return len(self.source)
@@ -117,14 +115,10 @@ class Card:
             # dev and test stay as they are, so that scores compare; extra test sets may be named test_*.
             if split not in ("train", "dev", "test") and not str(split).startswith("test_"):
                 hint = did_you_mean(str(split), ["train", "dev", "test"])
-                raise UserError(
-                    f"Card {self.name}: unknown split {split!r}; use train, dev, test or test_*.{hint}"
-                )
+                raise UserError(f"Card {self.name}: unknown split {split!r}; use train, dev, test or test_*.{hint}")
             check_spec(spec, f"Card {self.name}, split {split}")
 
-    def read(
-        self, split: str, source_language: str | None = None, target_language: str | None = None
-    ) -> Pairs:
+    def read(self, split: str, source_language: str | None = None, target_language: str | None = None) -> Pairs:
         """Reads a split, in the card's direction or the other one.
 
         Args:
@@ -240,9 +234,7 @@ def file_checksum(path: Path) -> str:
 
 def _check_languages(languages: Mapping[str, Any], name: str) -> None:
     if set(languages) != {"source", "target"}:
-        raise UserError(
-            f"Card {name}: languages must be {{source: CODE, target: CODE}}, not {dict(languages)}."
-        )
+        raise UserError(f"Card {name}: languages must be {{source: CODE, target: CODE}}, not {dict(languages)}.")
     for role, code in languages.items():
         if not isinstance(code, str) or not code:
             # YAML reads a bare `no` as false.

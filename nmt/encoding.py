@@ -59,9 +59,7 @@ class EncodedCorpus:
         try:
             self._open()
         except _DamagedError as error:
-            raise UserError(
-                f"{path} is not a whole encoded corpus ({error}); delete it and encode again."
-            ) from None
+            raise UserError(f"{path} is not a whole encoded corpus ({error}); delete it and encode again.") from None
 
     def _open(self) -> None:
         import pyarrow as pa
@@ -114,9 +112,7 @@ class EncodedCorpus:
     def largest_ids(self) -> tuple[int, int]:
         """The largest id of source and target; -1 when there are only empty lines."""
         sides = (self._source, self._target)
-        first, second = (
-            max((int(c.values.max()) for c in side if len(c.values)), default=-1) for side in sides
-        )
+        first, second = (max((int(c.values.max()) for c in side if len(c.values)), default=-1) for side in sides)
         return first, second
 
     def first_unknown(self, side: str) -> int | None:
@@ -218,17 +214,15 @@ def _chunks(pairs: "Pairs") -> Iterator[tuple[list[str], list[str]]]:
 def _check_unknown(
     corpus: EncodedCorpus, pairs: "Pairs", vocabularies: tuple[Vocabulary, Vocabulary], max_unknown: float
 ) -> None:
-    for side, share, vocabulary in zip(
-        ("source", "target"), corpus.unknown_shares(), vocabularies, strict=True
-    ):
+    for side, share, vocabulary in zip(("source", "target"), corpus.unknown_shares(), vocabularies, strict=True):
         row = corpus.first_unknown(side) if share > max_unknown else None
         if row is not None:
             line = corpus.source_line(row) if side == "source" else corpus.target_line(row)
             example = "".join(vocabulary.unknown_pieces(line))[:1]
             raise UserError(
                 f"{pairs.name}: {share:.1%} of the pieces of the {side} are unknown to its vocabulary (more "
-                f"than {max_unknown:.1%}), for example {example!r} in line {row + 1:,}. Are the languages in the "
-                "right order? Otherwise train a new vocabulary on this text, with character_coverage 1.0 or "
+                f"than {max_unknown:.1%}), for example {example!r} in line {row + 1:,}. Are the languages in "
+                "the right order? Otherwise train a new vocabulary on this text, with character_coverage 1.0 or "
                 "byte_fallback."
             )
 

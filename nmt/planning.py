@@ -46,9 +46,7 @@ def plan_batches(
     longest = np.maximum(source_lengths, target_lengths).astype(np.int64) + 1
     check_budget(longest, budget)
     generator = np.random.default_rng([seed % 2**63, epoch])
-    order, window = _sorted_rows(
-        longest, np.asarray(source_lengths), budget, generator, sort_window if shuffle else 0
-    )
+    order, window = _sorted_rows(longest, np.asarray(source_lengths), budget, generator, sort_window if shuffle else 0)
     batches = _pack(longest[order], order, window, budget)
     if shuffle:
         batches = [batches[i] for i in generator.permutation(len(batches))]
@@ -59,9 +57,7 @@ def plan_batches(
     return batches
 
 
-def evaluation_batches(
-    corpus_or_lengths: EncodedCorpus | Sequence[int] | NDArray[np.int32], budget: int
-) -> list[Rows]:
+def evaluation_batches(corpus_or_lengths: EncodedCorpus | Sequence[int] | NDArray[np.int32], budget: int) -> list[Rows]:
     """Batches for decoding or scoring, sorted by length, longest first; put the results back by their rows.
 
     Args:
@@ -91,10 +87,10 @@ def check_budget(longest: Rows, budget: int, rows: Rows | None = None) -> None:
     """
     if len(longest) and longest.max() > budget:
         row = int(longest.argmax())
+        number = int(rows[row]) if rows is not None else row
         raise UserError(
-            f"Pair {int(rows[row]) if rows is not None else row} (from 0) has {int(longest[row]):,} tokens with "
-            f"EOS, more than the budget of a batch, {budget:,} tokens; raise the budget or set max_length to "
-            f"{budget - 1} or less."
+            f"Pair {number + 1:,} has {int(longest[row]):,} tokens with EOS, more than a batch may hold "
+            f"({budget:,}); raise batch_tokens or set max_length to {budget - 1} or less."
         )
 
 

@@ -14,10 +14,7 @@ _FORMS: dict[str, tuple[str, ...]] = {
     "jsonl": ("columns", "translation"),
     "hub": ("config", "split", "revision", "columns", "translation"),
 }
-_HELP = (
-    "use {source: FILE, target: FILE}, {tsv: FILE, columns: [0, 1]}, {jsonl: FILE} "
-    "or {hub: NAME, split: NAME}"
-)
+_HELP = "use {source: FILE, target: FILE}, {tsv: FILE, columns: [0, 1]}, {jsonl: FILE} or {hub: NAME, split: NAME}"
 
 
 def check_spec(spec: Any, where: str) -> str:
@@ -128,9 +125,7 @@ def _read_tsv(path: Path, columns: list[int]) -> tuple[list[str], list[str]]:
     return sides
 
 
-def _read_jsonl(
-    path: Path, spec: Mapping[str, Any], languages: tuple[str, str]
-) -> tuple[list[str], list[str]]:
+def _read_jsonl(path: Path, spec: Mapping[str, Any], languages: tuple[str, str]) -> tuple[list[str], list[str]]:
     rows = []
     for number, line in enumerate(iterate_lines(path), start=1):
         try:

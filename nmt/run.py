@@ -1,11 +1,11 @@
 """The folder of a run: what lies in it, and how it is written so that nothing is lost.
 
-    config.yaml         the configuration, complete
-    manifest.json       versions, checksums, machine, scores
-    model.safetensors   the best model on the dev set so far
-    last.ckpt           the state that --resume goes on from
-    metrics.jsonl       loss, speed, dev BLEU
-    tensorboard/        the same for TensorBoard
+config.yaml         the configuration, complete
+manifest.json       versions, checksums, machine, scores
+model.safetensors   the best model on the dev set so far
+last.ckpt           the state that --resume goes on from
+metrics.jsonl       loss, speed, dev BLEU
+tensorboard/        the same for TensorBoard
 """
 
 import json
@@ -70,9 +70,7 @@ class RunFolder:
                 f"{self.path} stopped before its first checkpoint (no last.ckpt), so there is nothing to go "
                 "on from; remove the folder and train anew"
             )
-        source, target = (
-            tensor.numpy().tobytes() for tensor in read_state(self.last, mmap=True)["vocabularies"]
-        )
+        source, target = (tensor.numpy().tobytes() for tensor in read_state(self.last, mmap=True)["vocabularies"])
         first = Vocabulary(source)
         return first, first if source == target else Vocabulary(target)
 

@@ -206,5 +206,3 @@ def _silence_lightning() -> None:
     warnings.filterwarnings("ignore", module="lightning_fabric")
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-

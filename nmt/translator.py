@@ -229,7 +229,5 @@ def _override(config: SearchConfig, options: dict[str, Any]) -> SearchConfig:
     known = [field.name for field in dataclasses.fields(config)]
     for name in options:
         if name not in known:
-            raise UserError(
-                f"Unknown option '{name}'.{did_you_mean(name, known)} The search knows {', '.join(known)}."
-            )
+            raise UserError(f"Unknown option '{name}'.{did_you_mean(name, known)} The search knows {', '.join(known)}.")
     return dataclasses.replace(config, **options)

@@ -55,9 +55,7 @@ class VocabularyConfig:
         if not 0 < self.character_coverage <= 1:
             raise UserError(f"vocabulary.character_coverage is {self.character_coverage}; give 0 to 1.")
         if not 0 <= self.sampling < 1:
-            raise UserError(
-                f"vocabulary.sampling is {self.sampling}; give 0 (off) or a number below 1 (0.1)."
-            )
+            raise UserError(f"vocabulary.sampling is {self.sampling}; give 0 (off) or a number below 1 (0.1).")
 
 
 class Vocabulary:
@@ -78,8 +76,7 @@ class Vocabulary:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
             raise UserError(
-                f"The vocabulary ({len(model):,} bytes) is no whole SentencePiece model; "
-                "copy it again or train anew."
+                f"The vocabulary ({len(model):,} bytes) is no whole SentencePiece model; copy it again or train anew."
             ) from None
         p = self._processor
         found = (p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id())
@@ -122,7 +119,7 @@ class Vocabulary:
         buffer = io.BytesIO()
         try:
             with _SEEDING:
-                sentencepiece.set_random_generator_seed(seed)
+                sentencepiece.set_random_generator_seed(seed % 2**32)
                 sentencepiece.SentencePieceTrainer.train(
                     sentence_iterator=_trainable(lines), model_writer=buffer, vocab_size=config.size,
                     model_type=config.kind, character_coverage=config.character_coverage,
@@ -217,9 +214,7 @@ class Vocabulary:
         return int(i)
 
 
-def train_vocabularies(
-    pairs: "Pairs", config: VocabularyConfig, seed: int = 0
-) -> tuple[Vocabulary, Vocabulary]:
+def train_vocabularies(pairs: "Pairs", config: VocabularyConfig, seed: int = 0) -> tuple[Vocabulary, Vocabulary]:
     """Trains the vocabularies of source and target; the same object twice when `config.joint`.
 
     Raises:

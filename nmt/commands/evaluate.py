@@ -35,9 +35,7 @@ def main(words: list[str]) -> None:
         if chosen.source is None:
             raise UserError("a model needs --source, the text to translate")
         lines = _translate(chosen.model, chosen.source, references, chosen.output, chosen.beam_size, chosen.device)
-    scores = evaluate(
-        lines, references, metrics=chosen.metrics, lowercase=chosen.lowercase, tokenize=chosen.tokenize
-    )
+    scores = evaluate(lines, references, metrics=chosen.metrics, lowercase=chosen.lowercase, tokenize=chosen.tokenize)
     if chosen.json:
         rows = [{"name": s.name, "score": s.value, "signature": s.signature} for s in scores]
         print(json.dumps(rows, indent=2))  # noqa: T201

@@ -86,9 +86,7 @@ def fetch(card: Card, directory: str | Path | None = None, force: bool = False) 
         return present
     if kind == "files":
         missing = [str(path) for path in map(card.directory.joinpath, _files(card)) if not path.exists()]
-        raise UserError(
-            f"Card {card.name} fetches nothing; put these files there yourself: {', '.join(missing)}"
-        )
+        raise UserError(f"Card {card.name} fetches nothing; put these files there yourself: {', '.join(missing)}")
     parts, dropped, details = _make(kind, options, card)
     files: dict[str, dict[str, Any]] = {}
     for split, spec in card.splits.items():
@@ -129,9 +127,7 @@ def _options(card: Card) -> tuple[str, Any]:
     return kind, build_config(config, options, f"Card {card.name}, fetch")
 
 
-def _make(
-    kind: str, options: Any, card: Card
-) -> tuple[dict[str, list[Pair]], dict[str, int], dict[str, str]]:
+def _make(kind: str, options: Any, card: Card) -> tuple[dict[str, list[Pair]], dict[str, int], dict[str, str]]:
     """The pairs of each split, the number dropped for each reason, and where they come from."""
     languages = card.languages["source"], card.languages["target"]
     if kind == "libreoffice_help":
@@ -162,17 +158,11 @@ def _present(card: Card, kind: str) -> FetchReport | None:
     there = [name for name in names if (card.directory / name).exists()]
     record = _read_record(card.directory / _RECORD)
     if record is not None:
-        if (
-            record["fetch"] != card.fetch
-            or there != names
-            or not _untouched(card.directory, record["files"], names)
-        ):
+        if record["fetch"] != card.fetch or there != names or not _untouched(card.directory, record["files"], names):
             logger.info("%s: card or files changed since the last fetch; fetching again", card.name)
             return None
         counts = {split: record["files"][spec["source"]]["lines"] for split, spec in card.splits.items()}
-        return FetchReport(
-            card.name, card.directory, counts, record["dropped"], record["details"], fetched=False
-        )
+        return FetchReport(card.name, card.directory, counts, record["dropped"], record["details"], fetched=False)
     if there and there == names:
         logger.info("%s: the files in %s were put there by hand; using them", card.name, card.directory)
         counts = {split: _count(card, split) for split in card.splits}

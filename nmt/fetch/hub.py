@@ -25,9 +25,7 @@ class HubSplits:
     hub: str
     config: str | None = None
     revision: str | None = None
-    splits: dict[str, str] = field(
-        default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"}
-    )
+    splits: dict[str, str] = field(default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"})
     columns: list[str] | None = None
     translation: str | None = None
 

@@ -82,9 +82,7 @@ def fetch_libreoffice(
     return parts, dropped | more_dropped, versions
 
 
-def split_help(
-    pairs: Sequence[Pair], options: LibreofficeHelp
-) -> tuple[dict[str, list[Pair]], dict[str, int]]:
+def split_help(pairs: Sequence[Pair], options: LibreofficeHelp) -> tuple[dict[str, list[Pair]], dict[str, int]]:
     """Filters aligned pairs and splits them; see `nmt.fetch.split`."""
     limits = Limits(options.min_words, options.max_words, options.max_ratio)
     kept, dropped = clean_pairs([sentence for pair in pairs for sentence in pair_sentences(*pair)], limits)
@@ -128,9 +126,7 @@ def download_packages(packages: Sequence[str], work: Path) -> list[Path]:
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         # The sandbox user could not write into our private folder.
         options["APT::Sandbox::User"] = "root"
-    command = ["apt-get", "-qq"] + [
-        word for key, value in options.items() for word in ("-o", f"{key}={value}")
-    ]
+    command = ["apt-get", "-qq"] + [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     logger.info("Downloading %s", " and ".join(packages))
     updated = _run([*command, "update"], work / "packages")
     downloaded = _run([*command, "download", *packages], work / "packages")

@@ -41,9 +41,7 @@ class Reverse:
 
     def __post_init__(self) -> None:
         if min(self.train, self.dev, self.test) < 1:
-            raise UserError(
-                f"fetch: train, dev and test are {self.train}, {self.dev}, {self.test}; at least 1 each."
-            )
+            raise UserError(f"fetch: train, dev and test are {self.train}, {self.dev}, {self.test}; at least 1 each.")
         if not 1 <= self.min_words <= self.max_words:
             raise UserError(f"fetch: min_words is {self.min_words} and max_words {self.max_words}; "
                             "needed is 1 <= min_words <= max_words.")  # fmt: skip

@@ -1,6 +1,7 @@
 """Filters pairs of lines and splits them so that nothing of the test set is in training."""
 
 import hashlib
+import itertools
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -86,8 +87,8 @@ def split_pairs(
 
     Two pairs belong together when their sources or their targets have the same letters (case, digits
     and punctuation apart). Groups stay whole. dev and test take only groups of one pair that look like
-    ordinary sentences, in the order of a hash, so the split depends on the pairs alone and adding a
-    pair moves few others.
+    ordinary sentences and are no part of another line, in the order of a hash; so the split depends on the
+    pairs alone, and adding a pair moves few others.
 
     Args:
         pairs: distinct pairs.
@@ -107,12 +108,20 @@ def split_pairs(
         if alone[groups[index]] == 1 and _is_ordinary(source, min_words) and _is_ordinary(target, min_words)
     ]
     candidates.sort(key=lambda index: hashlib.sha256("\n".join(pairs[index]).encode()).digest())
-    held_out = dict.fromkeys(candidates[:test], "test")
-    held_out |= dict.fromkeys(candidates[test : test + dev], "dev")
+    texts = [" \n ".join(["", *(letters_key(pair[side]) for pair in pairs), ""]).encode() for side in (0, 1)]
+    alone_in_text = (row for row in candidates if not any(map(_is_within_another, texts, pairs[row])))
+    held_out = dict.fromkeys(itertools.islice(alone_in_text, test), "test")
+    held_out |= dict.fromkeys(itertools.islice(alone_in_text, dev), "dev")
     parts: dict[str, list[Pair]] = {"train": [], "dev": [], "test": []}
     for index, pair in enumerate(pairs):
         parts[held_out.get(index, "train")].append(pair)
     return parts["train"], parts["dev"], parts["test"]
+
+
+def _is_within_another(text: bytes, line: str) -> bool:
+    """Whether the letters of a line stand in a second line of the text, a whole paragraph for instance."""
+    needle = f" {letters_key(line)} ".encode()
+    return text.find(needle, text.find(needle) + 1) >= 0
 
 
 def _is_ordinary(line: str, min_words: int) -> bool:

@@ -22,9 +22,7 @@ class CrossEntropyConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise UserError(
-                f"cross_entropy.label_smoothing is {self.label_smoothing}; give a share from 0 up to 1"
-            )
+            raise UserError(f"cross_entropy.label_smoothing is {self.label_smoothing}; give a share from 0 up to 1")
 
 
 class _SmoothedNLL(torch.autograd.Function):
@@ -36,9 +34,7 @@ class _SmoothedNLL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, gold: Tensor, keep: Tensor, smoothing: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, gold: Tensor, keep: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
         x = logits.to(torch.promote_types(logits.dtype, torch.float32))
         z = x.logsumexp(dim=1)
         right = x.gather(1, gold.unsqueeze(1)).squeeze(1)
@@ -83,8 +79,6 @@ class CrossEntropy:
     def __call__(self, model: Seq2Seq, batch: Batch) -> Loss:
         memory = model.encode(batch.source, batch.source_lengths)
         features = model.teacher_force(shifted(model, batch.target), memory)
-        loss, plain = smoothed_nll(
-            model.project(features), batch.target, model.padding, self.config.label_smoothing
-        )
+        loss, plain = smoothed_nll(model.project(features), batch.target, model.padding, self.config.label_smoothing)
         tokens = batch.target_lengths.sum().to(loss.dtype)
         return Loss(loss / tokens, {"nll": plain / tokens})

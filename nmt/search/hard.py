@@ -182,9 +182,7 @@ def beam_search(
     for step in range(longest):
         advanced = model.advance(beam.embedding, beam.state, memory)
         logits = model.project(advanced.features)
-        candidates = expand(
-            model, logits, log_normaliser(logits), beam, config.beam_size, only_eos=limits == step + 1
-        )
+        candidates = expand(model, logits, log_normaliser(logits), beam, config.beam_size, only_eos=limits == step + 1)
         selection = hard_select(candidates, config.beam_size)
         beam = hard_reparent(model, selection, beam, advanced.state)
         history = take_slots(history, selection.parents)

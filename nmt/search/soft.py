@@ -51,9 +51,7 @@ class SoftSearchConfig:
                 f"{self.beam_size}; give at least as many (4 times as many is a good start)"
             )
         if not self.temperature > 0:
-            raise UserError(
-                f"soft_beam.search.temperature is {self.temperature}; give a positive number of nats (0.3)"
-            )
+            raise UserError(f"soft_beam.search.temperature is {self.temperature}; give a positive number of nats (0.3)")
         if not 0 <= self.damping <= 1:
             raise UserError(f"soft_beam.search.damping is {self.damping}; give a factor from 0 to 1")
 

@@ -34,9 +34,7 @@ def check_k(k: int, n: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int):
         raise ValueError(f"k must be an int, not {k!r} ({type(k).__name__})")
     if not 1 <= k <= n:
-        raise ValueError(
-            f"k must lie in 1..{n} (the number of candidates), not {k}: lower k or widen the candidates"
-        )
+        raise ValueError(f"k must lie in 1..{n} (the number of candidates), not {k}: lower k or widen the candidates")
 
 
 def check_temperature(temperature: float | Tensor, scores: Tensor) -> float | Tensor:
@@ -47,9 +45,7 @@ def check_temperature(temperature: float | Tensor, scores: Tensor) -> float | Te
     """
     if not isinstance(temperature, Tensor):
         if not (0 < temperature < math.inf):
-            raise ValueError(
-                f"temperature must be finite and > 0, not {temperature}: for T = 0 use hard_topk"
-            )
+            raise ValueError(f"temperature must be finite and > 0, not {temperature}: for T = 0 use hard_topk")
         return float(temperature)
     rows = scores.shape[:-1]
     if temperature.dim() and temperature.shape != rows:
@@ -60,9 +56,7 @@ def check_temperature(temperature: float | Tensor, scores: Tensor) -> float | Te
     good = (temperature > 0) & (temperature < math.inf)
     if not bool(good.all()):
         bad = temperature.detach()[~good].flatten()[0].item()
-        raise ValueError(
-            f"temperature must be finite and > 0 in every row, not {bad}: for T = 0 use hard_topk"
-        )
+        raise ValueError(f"temperature must be finite and > 0 in every row, not {bad}: for T = 0 use hard_topk")
     return temperature.to(device=scores.device, dtype=torch.float64)
 
 
@@ -88,9 +82,7 @@ def refuse_values(best: Tensor, shape: torch.Size, largest: bool) -> None:
     mask, infinity = ("-inf", "+inf") if largest else ("+inf", "-inf")
     kind = "NaN" if math.isnan(best[bad][0].item()) else infinity
     where = f"row {row[0] if len(row) == 1 else tuple(row)}" if row else "the only row"
-    raise ValueError(
-        f"scores hold {kind} in {where}: mask candidates with {mask}, and look for the {kind} upstream"
-    )
+    raise ValueError(f"scores hold {kind} in {where}: mask candidates with {mask}, and look for the {kind} upstream")
 
 
 def check_k_rows(k: Tensor, scores: Tensor) -> Tensor:
@@ -102,8 +94,7 @@ def check_k_rows(k: Tensor, scores: Tensor) -> Tensor:
     rows, n = scores.shape[:-1], scores.shape[-1]
     if k.dim() and k.shape != rows:
         raise ValueError(
-            f"k must be an int, a 0-d tensor or one value a row, shape {tuple(rows)}, "
-            f"not shape {tuple(k.shape)}"
+            f"k must be an int, a 0-d tensor or one value a row, shape {tuple(rows)}, not shape {tuple(k.shape)}"
         )
     good = (k > 0) & (k <= n)
     if not bool(good.all()):

@@ -47,9 +47,7 @@ def offsets_of(values: Tensor, k: float | Tensor, temperature: float | Tensor, t
     """
     finite = values > -torch.inf
     count = finite.sum(-1, keepdim=True)
-    wanted = torch.minimum(
-        torch.as_tensor(k, dtype=values.dtype, device=values.device), count.to(values.dtype)
-    )
+    wanted = torch.minimum(torch.as_tensor(k, dtype=values.dtype, device=values.device), count.to(values.dtype))
     free = wanted < count
     whole = wanted.floor().long()
     part = wanted - whole
@@ -62,6 +60,16 @@ def offsets_of(values: Tensor, k: float | Tensor, temperature: float | Tensor, t
     low = -half - (wanted / (1 - part)).log()
     high = half + (total / part.where(part > 0, torch.ones_like(part))).log()
     return Offsets(z, middle, whole, part, low, high, free)
+
+
+def sides(z: Tensor) -> tuple[Tensor, Tensor]:
+    """A = sigmoid(z) and 1 - A, neither by subtraction.
+
+    As a softmax over two: the vectorised sigmoid rounds the last few elements of a tensor otherwise than the
+    others, and then a row alone would differ from the row in a batch.
+    """
+    both = torch.stack((z, torch.zeros_like(z)), 1).softmax(1)
+    return both[:, 0], both[:, 1]
 
 
 def solve(offsets: Offsets, log_tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -85,9 +93,8 @@ def solve(offsets: Offsets, log_tail: Tensor | None = None) -> tuple[Tensor, Ten
     active = torch.ones_like(above[:, :1])
     for _ in range(_ITERATIONS):
         z = start - u
-        # The misplaced part of each candidate, and the slope of it.
-        wrong = torch.where(above, -z, z).sigmoid_()
-        slopes = wrong * (1 - wrong)
+        weight, rest = sides(z)
+        wrong, slopes = torch.where(above, rest, weight), weight * rest
         below = torch.where(above, 0.0, wrong).sum(-1, keepdim=True).add_(TINY)
         over = torch.where(above, wrong, 0.0).sum(-1, keepdim=True).add_(part).add_(TINY)
         slope_below = torch.where(above, 0.0, slopes).sum(-1, keepdim=True)
@@ -106,9 +113,7 @@ def solve(offsets: Offsets, log_tail: Tensor | None = None) -> tuple[Tensor, Ten
         active = active & ~small
         if not bool(active.any()):
             return start - u, u
-    raise AssertionError(
-        f"{int(active.sum())} rows of {len(active)} have not converged: C = {start.shape[1]}"
-    )
+    raise AssertionError(f"{int(active.sum())} rows of {len(active)} have not converged: C = {start.shape[1]}")
 
 
 def pull_back(
@@ -129,7 +134,8 @@ def pull_back(
     Returns:
         T dL/dx (rows, C), gbar (rows, 1), T dL/dT (rows,) or None.
     """
-    w = z.sigmoid() * (-z).sigmoid()
+    weight, rest = sides(z)
+    w = weight * rest
     # The shares q as a softmax: w itself may be 0 for all candidates of a hard row.
     log_w = logsigmoid(z) + logsigmoid(-z)
     log_sum = log_w.logsumexp(-1, keepdim=True)
@@ -149,9 +155,5 @@ def pull_back(
         return to_scores, mean, -(to_scores * (bounded - center)).sum(-1)
     center = center + tail.p_log_p.unsqueeze(1) * scale
     # sum w g (z - center) = sum w (g - mean) (z - center), and the latter does not cancel.
-    in_tail = (
-        tail.gp_log_p
-        - mean.squeeze(1) * tail.p_log_p
-        - center.squeeze(1) * (tail.gp - mean.squeeze(1) * tail.p)
-    )
+    in_tail = tail.gp_log_p - mean.squeeze(1) * tail.p_log_p - center.squeeze(1) * (tail.gp - mean.squeeze(1) * tail.p)
     return to_scores, mean, -(to_scores * (bounded - center)).sum(-1) - in_tail

@@ -13,13 +13,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nmt.topk.arguments import check_k, check_k_rows, check_scores, check_temperature, refuse_values
-from nmt.topk.balance import offsets_of, pull_back, solve
-from nmt.topk.screening import Candidates, flat_positions, of_rows, screen, tail_sums, tail_weights
+from nmt.topk.balance import offsets_of, pull_back, sides, solve
+from nmt.topk.screening import Candidates, Certificate, flat_positions, of_rows, screen, tail_sums, tail_weights
 
 
-def soft_topk(
-    scores: Tensor, k: int | Tensor, temperature: float | Tensor, *, largest: bool = True
-) -> Tensor:
+def soft_topk(scores: Tensor, k: int | Tensor, temperature: float | Tensor, *, largest: bool = True) -> Tensor:
     """Soft indicators of being among the k best candidates of each row.
 
     Differentiable once, in the scores, the temperature and a floating-point k, by the implicit function
@@ -48,7 +46,7 @@ def soft_topk(
     else:
         check_k(k, n)
     temperature = check_temperature(temperature, scores)
-    rows = (scores if largest else -scores).reshape(-1, n)
+    rows = (scores if largest else -scores).reshape(-1, n).contiguous()
     if isinstance(temperature, Tensor) and temperature.dim():
         temperature = temperature.reshape(-1)
     if isinstance(k, Tensor) and k.dim():
@@ -64,7 +62,7 @@ class _SoftTopk(torch.autograd.Function):
     ) -> Tensor:
         n = rows.shape[1]
 
-        def solver(candidates: Candidates) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        def solver(candidates: Candidates) -> tuple[tuple[Tensor, ...], Certificate | None]:
             if candidates.rows is None:
                 refuse_values(candidates.values[:, 0], shape, largest)
             t = of_rows(temperature, candidates.rows)
@@ -76,7 +74,9 @@ class _SoftTopk(torch.autograd.Function):
             log_tail = candidates.log_tail.unsqueeze(1) + shift
             z, u = solve(offsets, log_tail)
             log_mass = log_tail - u
-            return (z, offsets.free, log_mass, (shift - u).squeeze(1)), (log_mass + z[:, -1:]).squeeze(1)
+            log_share = log_mass - (offsets.whole + offsets.part).log()
+            certificate = Certificate((log_mass + z[:, -1:]).squeeze(1), log_share.squeeze(1))
+            return (z, offsets.free, log_mass, (shift - u).squeeze(1)), certificate
 
         most = k if isinstance(k, int) else math.ceil(float(k.max())) if k.numel() else 1
         weights = torch.empty_like(rows)
@@ -89,7 +89,7 @@ class _SoftTopk(torch.autograd.Function):
                 part = tail_weights(rows, chosen, order, reference, tail[1], temperature).to(rows.dtype)
                 weights = part if chosen is None else weights.index_copy_(0, chosen, part)
             where = flat_positions(chosen, order, n)
-            weights.view(-1).index_copy_(0, where, z.sigmoid().view(-1).to(rows.dtype))
+            weights.view(-1).index_copy_(0, where, sides(z)[0].reshape(-1).to(rows.dtype))
             saved += [chosen, where, z, free, *((order, reference, *tail) if tail else (None,) * 4)]
         ctx.number = None if isinstance(temperature, Tensor) else temperature
         ctx.save_for_backward(*saved)

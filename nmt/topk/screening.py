@@ -50,8 +50,21 @@ class TailSums(NamedTuple):
     gp_log_p: Tensor
 
 
-# Takes candidates; returns tensors with a first axis of rows, and the log of the bound of each row.
-Solver = Callable[[Candidates], tuple[tuple[Tensor, ...], Tensor | None]]
+class Certificate(NamedTuple):
+    """What the screen did to each row.
+
+    Attributes:
+        log_bound: (rows,) log of the bound of the error.
+        log_share: (rows,) log of the mass outside the screen, over all the mass that could be there.
+    """
+
+    log_bound: Tensor
+    log_share: Tensor
+
+
+# Takes candidates; returns tensors with a first axis of rows, and a certificate if there are candidates
+# outside.
+Solver = Callable[[Candidates], tuple[tuple[Tensor, ...], Certificate | None]]
 
 
 def screen(
@@ -78,9 +91,9 @@ def screen(
     uniform: list[Tensor] = []
     while 2 * count < n:
         candidates = _best(scores, todo, count, k, temperature)
-        solution, log_bound = solver(candidates)
-        assert log_bound is not None
-        good = log_bound <= limit
+        solution, certificate = solver(candidates)
+        assert certificate is not None
+        good = certificate.log_bound <= limit
         if bool(good.all()):
             yield candidates, solution
             todo = scores.new_empty(0, dtype=torch.long)
@@ -89,9 +102,8 @@ def screen(
         if bool(good.any()):
             kept = Candidates(todo[good], *(_pick(part, good) for part in candidates[1:]))
             yield kept, tuple(part[good] for part in solution)
-        # A bound as large as k: the weights of this row are nearly uniform, and a wider screen would fail as
-        # well.
-        hopeless = log_bound > math.log(k) - 1
+        # Most of the mass is outside: the weights are nearly uniform, and a wider screen would fail as well.
+        hopeless = ~good & (certificate.log_share > math.log(0.5))
         uniform.append(todo[hopeless])
         todo = todo[~(good | hopeless)]
         if not todo.numel():
@@ -101,9 +113,7 @@ def screen(
         candidates = _best(scores, None, n, k, temperature)
         yield candidates, solver(candidates)[0]
         return
-    rest = (
-        torch.arange(scores.shape[0], device=scores.device) if todo is None else torch.cat((todo, *uniform))
-    )
+    rest = torch.arange(scores.shape[0], device=scores.device) if todo is None else torch.cat((todo, *uniform))
     for part in rest.split(max(1, _PASS // (slots * n))) if rest.numel() else ():
         candidates = _best(scores, part, n, k, temperature)
         yield candidates, solver(candidates)[0]

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nmt.topk.arguments import check_k, check_scores, check_temperature, refuse_values
-from nmt.topk.screening import Candidates, flat_positions, of_rows, screen, tail_sums, tail_weights
-from nmt.topk.thresholds import Plan, offsets_of, pull_back, solve
+from nmt.topk.screening import Candidates, Certificate, flat_positions, of_rows, screen, tail_sums, tail_weights
+from nmt.topk.thresholds import RESIDUAL, RESIDUAL_SINGLE, Plan, offsets_of, pull_back, solve
 
 
 def sorted_soft_topk(scores: Tensor, k: int, temperature: float | Tensor, *, largest: bool = True) -> Tensor:
@@ -45,7 +45,7 @@ def sorted_soft_topk(scores: Tensor, k: int, temperature: float | Tensor, *, lar
     n = scores.shape[-1]
     check_k(k, n)
     temperature = check_temperature(temperature, scores)
-    rows = (scores if largest else -scores).reshape(-1, n)
+    rows = (scores if largest else -scores).reshape(-1, n).contiguous()
     if isinstance(temperature, Tensor) and temperature.dim():
         temperature = temperature.reshape(-1)
     weights: Tensor = _SortedSoftTopk.apply(rows, k, temperature, scores.shape[:-1], largest)
@@ -57,7 +57,7 @@ class _SortedSoftTopk(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, k: int, temperature: float | Tensor, shape: torch.Size, largest: bool
     ) -> Tensor:
-        def solver(candidates: Candidates) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        def solver(candidates: Candidates) -> tuple[tuple[Tensor, ...], Certificate | None]:
             _, order, values, _, log_tail = candidates
             if candidates.rows is None:
                 refuse_values(values[:, 0], shape, largest)
@@ -65,7 +65,7 @@ class _SortedSoftTopk(torch.autograd.Function):
             middle = offsets[:, 1, k - 1]
             if log_tail is not None:
                 log_tail = log_tail + middle
-            plan, u = solve(offsets, log_tail)
+            plan, u = solve(offsets, log_tail, tolerance)
             if finite is not None:
                 # Masked candidates that fill an empty slot weigh nothing; the padding goes.
                 plan = Plan(*(part[:, :, : order.shape[1]] for part in plan))
@@ -73,10 +73,12 @@ class _SortedSoftTopk(torch.autograd.Function):
             if log_tail is None:
                 return plan, None
             log_mass = log_tail - u[:, 0]
+            # The tail is all in slot k, which holds a mass of one.
             log_bound = log_mass + (offsets[:, 1:, -1] - u).amax(-1)
-            return (*plan, log_mass.exp(), middle - u[:, 0]), log_bound
+            return (*plan, log_mass.exp(), middle - u[:, 0]), Certificate(log_bound, log_mass)
 
         batch, n = rows.shape
+        tolerance = RESIDUAL if rows.dtype == torch.float64 else RESIDUAL_SINGLE
         weights = rows.new_empty(batch, n, k)
         number = None if isinstance(temperature, Tensor) else temperature
         saved: list[Tensor | None] = [rows, temperature if isinstance(temperature, Tensor) else None]
@@ -112,7 +114,7 @@ class _SortedSoftTopk(torch.autograd.Function):
         to_temperature = grad.new_empty(batch, dtype=torch.float64) if ctx.needs_input_grad[2] else None
         for first in range(0, len(saved), 9):
             rows, where, p, c, d, order, reference, mass, shift = saved[first : first + 9]
-            g = grad.reshape(-1, k).index_select(0, where).double().view(p.shape[0], -1, k).mT.flip(1)
+            g = grad.reshape(-1, k).index_select(0, where).double().view(len(p), p.shape[2], k).mT.flip(1)
             tail = None
             if order is not None:
                 q = tail_weights(scores, rows, order, reference, shift, T)

@@ -18,8 +18,9 @@ from nmt.topk.screening import TailSums
 HARD = 800.0
 # Added to misplaced masses: a threshold between scores this far apart moves nothing that float64 can show.
 TINY = 1e-290
-# Newton converges quadratically: the step taken at this residual leaves an error near 1e-14.
-RESIDUAL = 1e-7
+# Newton converges quadratically: the last step, taken at such a residual, leaves an error below 1e-14 for float64
+# scores and below 1e-8, which their own dtype cannot show, for all others.
+RESIDUAL, RESIDUAL_SINGLE = 1e-7, 1e-4
 _STEP = 4.0
 _ITERATIONS = 200
 
@@ -75,7 +76,7 @@ def offsets_of(values: Tensor, k: int, temperature: float | Tensor) -> tuple[Ten
     return offsets, finite
 
 
-def solve(offsets: Tensor, log_tail: Tensor | None = None) -> tuple[Plan, Tensor]:
+def solve(offsets: Tensor, log_tail: Tensor | None = None, tolerance: float = RESIDUAL) -> tuple[Plan, Tensor]:
     """Newton on log(mass misplaced below) - log(mass misplaced above) of the k thresholds, all rows at once.
 
     With P_j the sum of c over the ranks > j and Q_j the sum of 1 - c over the ranks <= j, F_j = log P_j - log
@@ -86,6 +87,7 @@ def solve(offsets: Tensor, log_tail: Tensor | None = None) -> tuple[Plan, Tensor
         offsets: (rows, k + 1, n) of `offsets_of`.
         log_tail: (rows,) logsumexp of the offsets of the candidates that were screened out, against the
             threshold k; they weigh exp(log_tail - u) in slot k and nothing in the others.
+        tolerance: the residual F at which a row takes its last step.
 
     Returns:
         The plan, and u (rows, k) for the anchors 1..k.
@@ -113,7 +115,7 @@ def solve(offsets: Tensor, log_tail: Tensor | None = None) -> tuple[Plan, Tensor
             jacobian[:, 0, 0] += tail * inverse[:, 0, 0, 0]
         step = torch.linalg.solve_ex(jacobian, residual).result.clamp_(-_STEP, _STEP)
         u[:, 1:, 0] += torch.where(active, step, 0.0)
-        active = active & ~(residual.abs().amax(-1, keepdim=True) <= RESIDUAL)
+        active = active & ~(residual.abs().amax(-1, keepdim=True) <= tolerance)
         if not bool(active.any()):
             return _plan(offsets, u), u[:, 1:, 0]
     raise AssertionError(f"{int(active.sum())} rows of {rows} have not converged: k = {k}, n = {n}")
@@ -157,7 +159,7 @@ def pull_back(
         return to_scores, y[:, 0], None
     # The logits up to a constant of each candidate, 0 for its likeliest anchor so that p log p keeps its
     # digits.
-    p_log_p = torch.xlogy(p, p / p.amax(1, keepdim=True))
+    p_log_p = torch.xlogy(p, p / p.amax(1, keepdim=True).clamp_(min=TINY))
     direct = (g * (p_log_p[:, 1:] - p[:, 1:] * p_log_p.sum(1, keepdim=True))).sum((1, 2))
     through = _tilt(p_log_p, c, d).sum(-1)
     if tail is not None:

@@ -36,7 +36,7 @@ def make_card(tmp_path):
 def test_reads_every_form_in_both_directions(make_card):
     card = make_card()
     assert (card.name, card.directory.name) == ("toy", "toy")
-    assert list(card.read("train"))[0] == ("one two", "un deux")
+    assert next(iter(card.read("train"))) == ("one two", "un deux")
     assert list(card.read("dev")) == [("hello", "bonjour")]
     assert list(card.read("test")) == [("t 1", "T"), ("t2", "T2")]
     swapped = card.read("dev", source_language="fr")
@@ -88,7 +88,7 @@ def test_mistakes_in_a_request(make_card, tmp_path):
         card.read("train")
     with pytest.raises(UserError, match="run: nmt corpus get toy"):
         make_card(CARD + "fetch: {kind: reverse}\n").read("train")
-    with pytest.raises(UserError, match="no corpus card 'revers'.*Did you mean 'reverse'"):
+    with pytest.raises(UserError, match=r"no corpus card 'revers'.*Did you mean 'reverse'"):
         load_card("revers")
     with pytest.raises(UserError, match=r"x\.yaml does not exist"):
         load_card("x.yaml")
@@ -109,7 +109,7 @@ def test_damaged_records(make_card, tmp_path):
 
 def test_checksums_of_files(make_card, tmp_path):
     right = hashlib.sha256((tmp_path / "toy/train.en").read_bytes()).hexdigest()
-    assert len(make_card(CARD + f"checksums: {{train.en: {right}}}\n").read("train")) == 4
+    assert len(make_card(CARD + f"checksums: {{train.en: {right}}}\n").read("train")) == 3
     (tmp_path / "toy/train.en").write_text("1\n2\n3\n4\n")
     with pytest.raises(UserError, match=rf"has sha256 .*, the card says {right}"):
         make_card(CARD + f"checksums: {{train.en: {right}}}\n").read("train")
@@ -122,7 +122,7 @@ def test_reads_a_local_data_set_through_datasets(make_card, tmp_path, monkeypatc
     (folder / "train.jsonl").write_text('{"en": "a\\u2028b", "fr": "c"}\n{"en": "d", "fr": "e"}\n')
     card = make_card(CARD + "  test_hub: {hub: mine, split: train}\n  test_none: {hub: mine, split: dev}\n")
     assert list(card.read("test_hub")) == [("a\u2028b", "c"), ("d", "e")]
-    with pytest.raises(UserError, match="'mine' .*split 'dev'.* cannot be read"):
+    with pytest.raises(UserError, match=r"mine' .*split 'dev'.* cannot be read: Unknown split"):
         card.read("test_none")
 
 

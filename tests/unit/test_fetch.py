@@ -86,14 +86,11 @@ def _many_pairs(count, seed):
     generator = random.Random(seed)
 
     def line(prefix):
-        return (
-            " ".join(f"{prefix}{generator.choice('abcdefgh') * generator.randint(1, 3)}" for _ in range(6))
-            + "."
-        )
+        return " ".join(f"{prefix}{generator.choice('abcdefgh') * generator.randint(1, 3)}" for _ in range(6)) + "."
 
     pairs = {(line("s"), line("t")) for _ in range(count)}
-    repeats = {(source, line("t")) for source, _ in list(sorted(pairs))[::5]}
-    near = {(source.upper().replace(" ", " 7 ", 1), line("t")) for source, _ in list(sorted(pairs))[1::5]}
+    repeats = {(source, line("t")) for source, _ in sorted(pairs)[::5]}
+    near = {(source.upper().replace(" ", " 7 ", 1), line("t")) for source, _ in sorted(pairs)[1::5]}
     return sorted(pairs | repeats | near)
 
 
@@ -120,6 +117,14 @@ def test_a_few_more_pairs_move_few_others():
     assert len(before & after) > 85
 
 
+def test_a_part_of_a_training_line_is_no_test_line():
+    part = ("Press the red button now.", "Appuyez sur le bouton rouge.")
+    whole = ("Wait. Press the red button, now!", "Attendez un peu, puis appuyez.")
+    other = ("Wait until the light is green.", "Attendez que le feu soit vert.")
+    train, _, test = split_pairs([part, whole, other], 0, 3)
+    assert sorted(test) == sorted([whole, other]) and train == [part]
+
+
 def test_test_lines_are_ordinary_sentences():
     pairs = [
         ("File - Open - Save", "Fichier - Ouvrir - Sauver"),
@@ -130,9 +135,7 @@ def test_test_lines_are_ordinary_sentences():
 
 
 def test_help_split_reports_counts():
-    parts, dropped = split_help(
-        [(f"{s} {s}", t) for s, t in _many_pairs(100, 2)], LibreofficeHelp(dev=5, test=7)
-    )
+    parts, dropped = split_help([(f"{s} {s}", t) for s, t in _many_pairs(100, 2)], LibreofficeHelp(dev=5, test=7))
     assert (len(parts["dev"]), len(parts["test"])) == (5, 7)
     assert sum(map(len, parts.values())) > 50
     assert isinstance(dropped, dict)
@@ -162,15 +165,13 @@ def test_unpacks_with_and_without_dpkg_deb(tmp_path, monkeypatch):
 
 def test_apt_errors_name_the_alternatives(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="no apt-get.*--corpus reverse.*--corpus multi30k_en-de"):
+    with pytest.raises(UserError, match=r"no apt-get.*--corpus reverse.*--corpus multi30k_en-de"):
         libreoffice.download_packages(["x"], tmp_path / "a")
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "which", lambda name: name)
     said = b"Hit:1 somewhere\nE: Unable to locate package x\n"
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 100, said))
-    with pytest.raises(
-        UserError, match="could not download x: E: Unable to locate package x.*--corpus reverse"
-    ):
+    with pytest.raises(UserError, match=r"could not download x: E: Unable to locate package x.*--corpus reverse"):
         libreoffice.download_packages(["x"], tmp_path / "b")
 
 
@@ -178,7 +179,7 @@ def test_fetches_help_from_packages(tmp_path, monkeypatch):
     pairs = _many_pairs(60, 3)
 
     def unpacked(packages, work):
-        for side, package in enumerate(packages):
+        for side in range(len(packages)):
             folder = work / f"tree{side}/usr/share/libreoffice/help/{'xy'[side]}/text"
             folder.mkdir(parents=True)
             folder.joinpath("p.html").write_text(
@@ -263,9 +264,9 @@ def test_files_of_the_user_are_used_and_not_overwritten(tmp_path, caplog):
 
 
 def test_mistakes_in_fetch(tmp_path):
-    with pytest.raises(UserError, match="fetch.kind is 'revers'.*Did you mean 'reverse'"):
+    with pytest.raises(UserError, match=r"fetch.kind is 'revers'.*Did you mean 'reverse'"):
         fetch(_reverse(tmp_path, kind="revers"))
-    with pytest.raises(UserError, match="unknown key 'sede'.*Did you mean 'seed'"):
+    with pytest.raises(UserError, match=r"unknown key 'sede'.*Did you mean 'seed'"):
         fetch(_reverse(tmp_path, sede=1))
     with pytest.raises(UserError, match="train is 'many'; expected int"):
         fetch(_reverse(tmp_path, train="many"))
@@ -291,9 +292,7 @@ def test_an_unreachable_hub_fails_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     hub_start = time.perf_counter()
-    with pytest.raises(
-        UserError, match="'nobody/nothing' is not in the local cache.*corpus folder.*--corpus reverse"
-    ):
+    with pytest.raises(UserError, match=r"'nobody/nothing' is not in the local cache.*corpus folder.*--corpus reverse"):
         hub.read_hub("nobody/nothing", "train")
     assert time.perf_counter() - hub_start < 10
 

@@ -44,9 +44,7 @@ def test_what_is_written_is_read(tmp_path_factory, lines):
 
 def test_standard_input_and_output():
     code = "from nmt.lines import *; write_lines('-', (x.upper() for x in iterate_lines('-')))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], input="é\u2028\nb".encode(), capture_output=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], input="é\u2028\nb".encode(), capture_output=True, check=True)
     assert done.stdout.decode() == "É\u2028\nB\n"
 
 
@@ -92,7 +90,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
     with pytest.raises(RuntimeError):
         write_lines(path, lines())
-    with pytest.raises(UserError, match="line 1.*holds a line end"):
+    with pytest.raises(UserError, match=r"line 1.*holds a line end"):
         write_lines(path, ["a\nb"])
     assert read_lines(path) == ["old"]
     assert os.listdir(tmp_path) == ["out.txt"]

@@ -1,0 +1,56 @@
+"""What all tests share: one torch thread, the measuring corpora, and a tiny seeded model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nmt.models import RNNsearch, RNNsearchConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+CORPORA = ROOT.parent / "shared" / "corpora"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def corpora() -> Path:
+    """Folder of real corpora for measuring; tests that need it skip without it."""
+    if not CORPORA.is_dir():
+        pytest.skip("needs the measuring corpora")
+    return CORPORA
+
+
+@pytest.fixture
+def tiny_model():
+    """A function that makes small random models; weights are large enough that they prefer something."""
+
+    def make(vocabulary: int = 12, seed: int = 0, scale: float = 3.0, **config) -> RNNsearch:
+        torch.manual_seed(seed)
+        shape = RNNsearchConfig(**{"embedding": 8, "hidden": 10, "dropout": 0.0, **config})
+        model = RNNsearch(shape, vocabulary, vocabulary).eval()
+        with torch.no_grad():
+            model.output.weight.mul_(scale)
+            model.output.bias.normal_()
+        return model
+
+    return make
+
+
+def random_batch(rows: int, vocabulary: int, longest: int, seed: int = 0, shortest: int = 2):
+    """A batch of random ids that end in EOS; lengths count it."""
+    from nmt.batching import Batch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def side() -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.randint(4, vocabulary, (rows, longest), generator=generator)
+        lengths = torch.randint(shortest, longest + 1, (rows,), generator=generator)
+        lengths[0] = longest
+        for row, length in enumerate(lengths.tolist()):
+            ids[row, length - 1] = 3
+            ids[row, length:] = 0
+        return ids, lengths
+
+    source, target = side(), side()
+    return Batch(*source, *target, indices=list(range(rows)), epoch=0)

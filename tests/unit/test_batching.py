@@ -1,0 +1,198 @@
+import itertools
+import logging
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nmt.batching import TrainingStream, collate, evaluation_batches, plan_batches
+from nmt.corpus import Pairs
+from nmt.encoding import encode_pairs
+from nmt.errors import UserError
+from nmt.vocabulary import EOS, PAD, Vocabulary, VocabularyConfig
+
+LENGTHS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=300)
+
+
+def _sides(lengths):
+    return tuple(np.array(side, dtype=np.int32) for side in zip(*lengths, strict=True))
+
+
+def _cost(rows, source, target):
+    return len(rows) * (1 + int(max(source[rows].max(), target[rows].max())))
+
+
+@settings(max_examples=150, deadline=None)
+@given(LENGTHS, st.integers(31, 200), st.integers(0, 5), st.integers(0, 3), st.booleans(), st.integers(1, 4))
+def test_each_row_once_within_the_budget(lengths, budget, seed, epoch, shuffle, window):
+    source, target = _sides(lengths)
+    plan = plan_batches(source, target, budget, seed=seed, epoch=epoch, shuffle=shuffle, sort_window=window)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(len(lengths)))
+    costs = [_cost(rows, source, target) for rows in plan]
+    assert max(costs) <= budget
+    again = plan_batches(source, target, budget, seed=seed, epoch=epoch, shuffle=shuffle, sort_window=window)
+    assert [rows.tolist() for rows in plan] == [rows.tolist() for rows in again]
+    if shuffle and epoch == 0:
+        longest = [cost // len(rows) for cost, rows in zip(costs, plan, strict=True)]
+        assert (costs[0], longest[0]) == max(zip(costs, longest, strict=True))
+
+
+def test_order_depends_on_seed_and_epoch():
+    lengths = np.random.default_rng(0).integers(1, 40, 2000).astype(np.int32)
+    plans = {
+        tuple(itertools.chain(*plan_batches(lengths, lengths, 500, seed=seed, epoch=epoch)))
+        for seed in (0, 1, -1) for epoch in (0, 1)
+    }  # fmt: skip
+    assert len(plans) == 6
+
+
+def test_batches_pad_little_and_pack_full():
+    generator = np.random.default_rng(0)
+    source = generator.integers(1, 60, 20_000).astype(np.int32)
+    target = np.maximum(1, source + generator.integers(-3, 4, 20_000)).astype(np.int32)
+    plan = plan_batches(source, target, 4096, seed=0, epoch=1)
+    costs = np.array([_cost(rows, source, target) for rows in plan])
+    assert (np.maximum(source, target) + 1).sum() / costs.sum() > 0.95
+    assert np.mean(costs) > 0.9 * 4096
+    assert len({len(rows) for rows in plan[:20]}) > 5
+
+
+def test_a_million_rows_are_planned_fast():
+    lengths = np.random.default_rng(0).integers(1, 80, 1_000_000).astype(np.int32)
+    started = time.process_time()
+    plan_batches(lengths, lengths, 4096, seed=0, epoch=0)
+    assert time.process_time() - started < 5
+
+
+def test_a_sentence_over_the_budget_is_named():
+    source, target = _sides([(3, 3), (3, 10)])
+    assert len(plan_batches(source, target, 11, seed=0, epoch=0)) == 2
+    with pytest.raises(UserError, match=r"Pair 2 has 11 tokens .*\(10\); raise batch_tokens or set max_length to 9"):
+        plan_batches(source, target, 10, seed=0, epoch=0)
+    assert plan_batches(source[:0], target[:0], 10, seed=0, epoch=0) == []
+
+
+@given(st.lists(st.integers(0, 30), max_size=60), st.integers(1, 100))
+def test_evaluation_goes_from_long_to_short(lengths, budget):
+    batches = evaluation_batches(lengths, budget)
+    flat = [int(row) for rows in batches for row in rows]
+    assert sorted(flat) == list(range(len(lengths)))
+    assert [lengths[row] for row in flat] == sorted(lengths, reverse=True)
+    assert all(len(rows) == 1 or len(rows) * (1 + lengths[rows[0]]) <= budget for rows in batches)
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return Vocabulary.train(["the cat sees one big house near a river"] * 3, VocabularyConfig(size=50))
+
+
+@pytest.fixture(scope="module")
+def corpus(vocabulary, tmp_path_factory):
+    generator = np.random.default_rng(0)
+    words = ["the", "cat", "sees", "one", "big", "house", "near", "a", "river"]
+    source = [" ".join(generator.choice(words, generator.integers(1, 15))) for _ in range(200)]
+    pairs = Pairs([*source, ""], [*(" ".join(reversed(line.split())) for line in source), "the"], "toy")
+    return encode_pairs(pairs, vocabulary, vocabulary, tmp_path_factory.mktemp("cache"))
+
+
+def test_a_batch_ends_in_eos_then_padding(corpus):
+    rows = [3, 200, 7]
+    batch = collate(corpus, np.array(rows), epoch=2)
+    assert (len(batch), batch.indices, batch.epoch) == (3, rows, 2)
+    for side, ids, lengths in (
+        (corpus.source, batch.source, batch.source_lengths),
+        (corpus.target, batch.target, batch.target_lengths),
+    ):
+        assert ids.dtype == lengths.dtype == torch.int64
+        assert ids.shape == (3, int(lengths.max()))
+        for row, i in enumerate(rows):
+            expected = [*side(i).tolist(), EOS]
+            assert ids[row].tolist() == expected + [PAD] * (ids.shape[1] - len(expected))
+            assert lengths[row] == len(expected)
+    assert batch.source_tokens == int((batch.source != PAD).sum())
+    assert batch.target_tokens == int((batch.target != PAD).sum())
+    total = batch.source.numel() + batch.target.numel()
+    assert batch.padding_share == pytest.approx(1 - (batch.source_tokens + batch.target_tokens) / total)
+    moved = batch.to("meta")
+    assert moved.source.device.type == moved.target_lengths.device.type == "meta"
+    assert moved.indices == batch.indices and batch.source.device.type == "cpu"
+
+
+def _same(a, b):
+    return (
+        a.indices == b.indices
+        and a.epoch == b.epoch
+        and torch.equal(a.source, b.source)
+        and torch.equal(a.target, b.target)
+    )
+
+
+@pytest.mark.parametrize("sampling", [0.0, 0.2])
+def test_resuming_equals_going_on(corpus, vocabulary, sampling):
+    options = {"epochs": 3, "sampling": sampling, "vocabularies": (vocabulary, vocabulary)}
+    whole = list(TrainingStream(corpus, 150, 4, **options))
+    per_epoch = [TrainingStream(corpus, 150, 4).batches_in_epoch(epoch) for epoch in range(3)]
+    assert len(whole) == sum(per_epoch)
+    assert [batch.epoch for batch in whole] == [e for e, count in enumerate(per_epoch) for _ in range(count)]
+    for start in (0, 1, per_epoch[0] - 1, per_epoch[0], per_epoch[0] + 3, sum(per_epoch) - 1, sum(per_epoch)):
+        rest = list(TrainingStream(corpus, 150, 4, start_batch=start, **options))
+        assert len(rest) == len(whole) - start
+        assert all(map(_same, rest, whole[start:]))
+    assert list(TrainingStream(corpus, 150, 4, start_batch=10**4, epochs=3)) == []
+
+
+def test_each_epoch_holds_each_usable_pair_once(corpus):
+    for epoch, batches in itertools.groupby(TrainingStream(corpus, 150, 4, epochs=2), lambda batch: batch.epoch):
+        batches = list(batches)
+        assert sorted(row for batch in batches for row in batch.indices) == list(range(200))
+        assert all(max(b.source.numel(), b.target.numel()) <= 150 for b in batches)
+        if epoch == 0:
+            assert batches[0].source.numel() == max(b.source.numel() for b in batches)
+
+
+def test_an_endless_stream_goes_on(corpus):
+    stream = TrainingStream(corpus, 150, 4)
+    count = 3 * stream.batches_in_epoch(0)
+    assert [b.epoch for b in itertools.islice(stream, count)][-1] >= 2
+
+
+def test_long_pairs_stay_out_and_are_reported(corpus, caplog):
+    limit = 12
+    longer = np.maximum(corpus.source_lengths, corpus.target_lengths)
+    with caplog.at_level(logging.INFO):
+        stream = TrainingStream(corpus, 150, 4, epochs=1, max_length=limit)
+    assert caplog.text.count("longer than max_length = 12 pieces") == 1
+    assert f"Left out {(longer > limit).sum()} of 201 pairs: longer" in caplog.text
+    assert "Left out 1 of 201 pairs: a side is empty" in caplog.text
+    seen = sorted(row for batch in stream for row in batch.indices)
+    assert seen == np.flatnonzero(longer[:200] <= limit).tolist()
+    with pytest.raises(UserError, match="No pair is left to train on"):
+        TrainingStream(corpus, 150, 4, max_length=0)
+    row = int(longer.argmax())
+    with pytest.raises(UserError, match=rf"Pair {row + 1} has {longer[row] + 1} tokens"):
+        TrainingStream(corpus, int(longer[row]), 4)
+    with pytest.raises(UserError, match="needs the vocabularies"):
+        TrainingStream(corpus, 150, 4, sampling=0.1)
+
+
+def test_sampling_changes_pieces_from_epoch_to_epoch_but_not_the_text(corpus, vocabulary):
+    seen = {}
+    for batch in TrainingStream(corpus, 150, 4, epochs=2, sampling=0.3, vocabularies=(vocabulary, vocabulary)):
+        for row, i in enumerate(batch.indices):
+            assert vocabulary.decode(batch.source[row].tolist()) == corpus.source_line(i)
+            assert vocabulary.decode(batch.target[row].tolist()) == corpus.target_line(i)
+            seen.setdefault(i, set()).add(tuple(batch.source[row, : batch.source_lengths[row]].tolist()))
+    assert sum(len(pieces) == 2 for pieces in seen.values()) > 100
+
+
+def test_ranks_share_the_stream_and_have_equally_many(corpus):
+    whole = list(TrainingStream(corpus, 150, 4, epochs=2))
+    parts = [list(TrainingStream(corpus, 150, 4, epochs=2, rank=r, world=3)) for r in range(3)]
+    assert {len(part) for part in parts} == {len(whole) // 3}
+    together = [batch for step in zip(*parts, strict=True) for batch in step]
+    assert all(map(_same, together, whole))
+    with pytest.raises(ValueError, match="whole number of rounds"):
+        TrainingStream(corpus, 150, 4, start_batch=4, rank=0, world=3)

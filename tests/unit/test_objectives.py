@@ -1,0 +1,270 @@
+"""Objectives against torch's own, against slow references and limits, and by finite differences."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nmt.errors import UserError
+from nmt.objectives import CrossEntropy, CrossEntropyConfig, SoftBeam, SoftBeamConfig
+from nmt.objectives.cross_entropy import smoothed_nll
+from nmt.objectives.objective import shifted
+from nmt.search import SoftSearchConfig, soft_beam_search
+from tests.conftest import random_batch
+from tests.unit.test_soft_bleu import sacre
+
+EOS = 3
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_smoothed_nll_equals_torch(smoothing):
+    torch.manual_seed(0)
+    logits = torch.randn(3, 5, 11, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 11, (3, 5))
+    target[1, 2] = 0
+    loss, plain = smoothed_nll(logits, target, 0, smoothing)
+    (3 * loss).backward()
+    mine = logits.grad.clone()
+    logits.grad = None
+    expected = F.cross_entropy(
+        logits.flatten(0, 1), target.flatten(), ignore_index=0, label_smoothing=smoothing, reduction="sum"
+    )
+    (3 * expected).backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(mine, logits.grad)
+    torch.testing.assert_close(
+        plain, F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=0, reduction="sum").detach()
+    )
+
+
+def test_cross_entropy_equals_sentence_by_sentence(tiny_model):
+    model = tiny_model(vocabulary=15)
+    batch = random_batch(7, 15, 6)
+    loss = CrossEntropy(CrossEntropyConfig(label_smoothing=0.0))(model, batch)
+    total = 0.0
+    for row in range(7):
+        memory = model.encode(
+            batch.source[row : row + 1, : batch.source_lengths[row]], batch.source_lengths[row : row + 1]
+        )
+        state, previous = model.start(memory), torch.tensor([[model.bos]])
+        for token in batch.target[row, : batch.target_lengths[row]].tolist():
+            logits, state = model.step(model.embed(previous), state, memory)
+            total -= logits[0, 0].log_softmax(0)[token].item()
+            previous = torch.tensor([[token]])
+    assert loss.value.item() == pytest.approx(total / batch.target_tokens, abs=1e-5)
+    assert loss.figures["nll"].item() == pytest.approx(total / batch.target_tokens, abs=1e-5)
+
+
+def soft_config(loss, **options):
+    search = {"beam_size": 3, "candidates": 8, "temperature": 0.4, "damping": 1.0}
+    search |= {key: options.pop(key) for key in list(options) if key in search}
+    return SoftBeamConfig(**{"loss": loss, "search": SoftSearchConfig(**search), "label_smoothing": 0.0, **options})
+
+
+def check_gradient(model, objective, batch, names):
+    """Central differences in float64 of the whole objective along random directions of some parameters."""
+
+    def value():
+        torch.manual_seed(5)  # the same restarts every time
+        return objective(model, batch).value
+
+    model.zero_grad()
+    value().backward()
+    parameters = dict(model.named_parameters())
+    generator = torch.Generator().manual_seed(1)
+    for name in names:
+        if name not in parameters:
+            continue  # tied to another one
+        parameter = parameters[name]
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        slope = (parameter.grad * direction).sum().item()
+        step = 1e-6
+        with torch.no_grad():
+            parameter += step * direction
+            above = value().item()
+            parameter -= 2 * step * direction
+            below = value().item()
+            parameter += step * direction
+        assert slope == pytest.approx((above - below) / (2 * step), rel=2e-5, abs=1e-7), name
+        assert abs(slope) > 1e-6, f"{name} does not matter, so the test says nothing"
+
+
+NAMES = [
+    "output.weight",
+    "target_embedding.weight",
+    "reader.weight_hh",
+    "attention.energy.weight",
+    "encoder.weight_ih_l0",
+    "source_embedding.weight",
+]
+
+
+@pytest.mark.parametrize("model_config", [{}, {"cell": "lstm", "tied_embeddings": "output", "decoder_layers": 2}])
+@pytest.mark.parametrize("loss", ["token", "expected_bleu"])
+def test_gradient_through_the_whole_unrolled_search(tiny_model, loss, model_config):
+    model = tiny_model(vocabulary=14, seed=2, scale=1.5, **model_config).double()
+    batch = random_batch(4, 14, 6, seed=3)
+    check_gradient(model, SoftBeam(soft_config(loss, restart=0.3, cross_entropy=0.2)), batch, NAMES)
+
+
+def test_token_loss_that_always_restarts_is_cross_entropy(tiny_model):
+    model = tiny_model(vocabulary=15)
+    batch = random_batch(7, 15, 6)
+    nll = CrossEntropy(CrossEntropyConfig(label_smoothing=0.0))(model, batch).value
+    soft = SoftBeam(soft_config("token", restart=1.0, cross_entropy=0.0))(model, batch)
+    assert soft.value.item() == pytest.approx(nll.item(), abs=1e-5)
+    mixed = SoftBeam(soft_config("token", restart=1.0, cross_entropy=0.5))(model, batch)
+    assert mixed.value.item() == pytest.approx(1.5 * nll.item(), abs=1e-5)
+    assert mixed.figures["nll"].item() == pytest.approx(nll.item(), abs=1e-5)
+
+
+def slow_soft_beam(model, source, target, config):
+    """Both losses for one sentence, slot by slot in Python floats, from the definitions of the recurrences;
+    the operator alone is shared."""
+    from nmt.topk import sorted_soft_topk
+
+    search, memory = config.search, model.encode(source, torch.tensor([source.shape[1]]))
+    k = 1
+    states, embeddings = model.start(memory), model.embed(torch.tensor([[model.bos]]))
+    scores, finished = [0.0], [0.0]
+    rows, lengths, token_loss = [[]], [0.0], 0.0
+    reference = target[:-1]
+    steps = len(target) if config.loss == "token" else len(target) + config.overrun
+    for position in range(steps):
+        logits, states = model.step(embeddings, states, memory)
+        log_p = logits[0].log_softmax(1).tolist()
+        if config.loss == "token":
+            weight = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
+            token_loss -= math.log(sum(w * math.exp(log_p[l][target[position]]) for l, w in enumerate(weight)))
+        candidates = []
+        for l in range(k):
+            for v, value in enumerate(log_p[l]):
+                p = (1 - finished[l]) * math.exp(value) + finished[l] * (v == EOS)
+                if v not in (model.padding, model.bos) and p > 0:
+                    candidates.append((scores[l] + math.log(p), l, v))
+        candidates = sorted(candidates, reverse=True)[: search.candidates]
+        width = min(search.beam_size, len(candidates))
+        x = torch.tensor([c[0] for c in candidates], dtype=torch.float64)
+        A = sorted_soft_topk(x, width, search.temperature)
+        mix = torch.zeros(width, k, dtype=torch.float64)
+        new = {"rows": [], "lengths": [], "scores": [], "finished": []}
+        mixed_embedding = []
+        for m in range(width):
+            column = A[:, m].tolist()
+            for weight, (_, l, _) in zip(column, candidates, strict=True):
+                mix[m, l] += weight
+            mixed_embedding.append(sum(a * model.embed(torch.tensor(v)) for a, (_, _, v) in zip(column, candidates)))
+            new["scores"].append(sum(a * s for a, (s, _, _) in zip(column, candidates)))
+            new["finished"].append(
+                sum(a * max(finished[l], float(v == EOS)) for a, (_, l, v) in zip(column, candidates))
+            )
+            old = [
+                [sum(float(mix[m, l]) * rows[l][i][j] for l in range(k)) for j in range(len(reference))]
+                for i in range(position)
+            ]
+            fresh = [
+                sum(a * (1 - finished[l]) * (v == gold) for a, (_, l, v) in zip(column, candidates))
+                for gold in reference
+            ]
+            new["rows"].append([*old, fresh])
+            new["lengths"].append(
+                sum(float(mix[m, l]) * lengths[l] for l in range(k))
+                + sum(a * (1 - finished[l]) * (v != EOS) for a, (_, l, v) in zip(column, candidates))
+            )
+        states = tuple(tuple((mix @ part[0])[None] for part in layer) for layer in states)
+        embeddings = torch.stack(mixed_embedding)[None]
+        rows, lengths, scores, finished, k = *new.values(), width
+    if config.loss == "token":
+        return token_loss
+    from nmt.objectives.soft_bleu import count_reference, soft_bleu
+
+    counts = count_reference(torch.tensor([reference]), torch.tensor([len(reference)]))
+    bleu = soft_bleu(torch.tensor([rows], dtype=torch.float64), torch.tensor([lengths], dtype=torch.float64), counts)
+    pi = (config.sharpness * torch.tensor(scores, dtype=torch.float64)).softmax(0)
+    return 1 - float((pi * bleu[0]).sum())
+
+
+@pytest.mark.parametrize("loss", ["token", "expected_bleu"])
+def test_equals_a_slow_reference_sentence_by_sentence(tiny_model, loss):
+    model = tiny_model(vocabulary=14, seed=4, scale=1.5).double()
+    batch = random_batch(6, 14, 6, seed=9)
+    config = soft_config(loss, restart=0.0, cross_entropy=0.0, sharpness=0.7)
+    with torch.no_grad():
+        fast = SoftBeam(config)(model, batch).value.item()
+        slow, steps = [], batch.target.shape[1] + config.overrun
+        for row in range(6):
+            target = batch.target[row, : batch.target_lengths[row]].tolist()
+            if loss == "expected_bleu":
+                config.overrun = steps - len(target)  # the batch unrolls to its longest reference
+            slow.append(slow_soft_beam(model, batch.source[row : row + 1, : batch.source_lengths[row]], target, config))
+    expected = sum(slow) / (batch.target_tokens if loss == "token" else 6)
+    assert fast == pytest.approx(expected, abs=1e-9)
+
+
+def test_expected_bleu_at_temperature_zero_is_the_bleu_of_the_hard_slots(tiny_model):
+    model = tiny_model(vocabulary=14, seed=4).double()
+    batch = random_batch(8, 14, 7, seed=1)
+    config = soft_config("expected_bleu", temperature=1e-8, cross_entropy=0.0)
+    with torch.no_grad():
+        value = SoftBeam(config)(model, batch).value.item()
+        memory = model.encode(batch.source, batch.source_lengths)
+        steps = list(soft_beam_search(model, memory, 8, batch.target.shape[1] + config.overrun, config.search))
+        total = 0.0
+        for row in range(8):
+            sequences = [[]]
+            for step in steps:
+                chosen = step.selection.weights[row].argmax(dim=0)
+                parents = step.selection.candidates.slots[row][chosen].tolist()
+                tokens = step.selection.candidates.tokens[row][chosen].tolist()
+                sequences = [[*sequences[p], t] for p, t in zip(parents, tokens, strict=True)]
+            pi = steps[-1].after.scores[row].softmax(0).tolist()
+            reference = batch.target[row, : batch.target_lengths[row] - 1].tolist()
+            for weight, sequence in zip(pi, sequences, strict=True):
+                total += weight * sacre([t for t in sequence if t != EOS], reference)
+    assert value == pytest.approx(1 - total / 8, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["token", "expected_bleu"])
+def test_soft_losses_do_not_depend_on_the_batch(tiny_model, loss):
+    """A sentence alone, in its own padding, adds what it adds in a batch."""
+    from nmt.batching import Batch
+
+    model = tiny_model(vocabulary=14, seed=4).double()
+    batch = random_batch(5, 14, 7, seed=1, shortest=7)  # equal lengths, so that overrun means the same
+    objective = SoftBeam(soft_config(loss, restart=0.0))
+    with torch.no_grad():
+        together = objective(model, batch).value.item()
+        alone = [
+            objective(
+                model,
+                Batch(
+                    *(
+                        part[r : r + 1]
+                        for part in (batch.source, batch.source_lengths, batch.target, batch.target_lengths)
+                    ),
+                    [r],
+                ),
+            ).value.item()
+            for r in range(5)
+        ]
+    assert together == pytest.approx(sum(alone) / 5, abs=1e-9)
+
+
+def test_shifted_begins_with_bos(tiny_model):
+    model = tiny_model()
+    assert shifted(model, torch.tensor([[7, 8, 3], [9, 3, 0]])).tolist() == [[2, 7, 8], [2, 9, 3]]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss": "tokn"}, "'tokn'"),
+        ({"restart": 1.5}, "restart is 1.5"),
+        ({"overrun": -1}, "overrun is -1"),
+        ({"cross_entropy": -0.1}, "cross_entropy is -0.1"),
+    ],
+)
+def test_impossible_objective_is_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        SoftBeamConfig(**options)

@@ -1,0 +1,259 @@
+"""The search against brute force, against a slow beam search, and against itself in other batches."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from nmt.errors import UserError
+from nmt.search import Beam, SearchConfig, SoftSearchConfig, beam_search, expand, first_beam, soft_beam_search
+from nmt.search.beam import log_normaliser
+from nmt.search.hard import hard_reparent, hard_select
+from tests.conftest import random_batch
+
+EOS = 3
+
+
+def score_sequence(model, memory, tokens):
+    """log p of tokens and EOS, one step at a time, in the plainest way."""
+    state, previous, total = model.start(memory), torch.tensor([[1 + 1]]), 0.0
+    for token in [*tokens, EOS]:
+        logits, state = model.step(model.embed(previous), state, memory)
+        total += logits[0, 0].log_softmax(0)[token].item()
+        previous = torch.tensor([[token]])
+    return total
+
+
+@pytest.mark.parametrize(
+    ("normalization", "alpha"),
+    [("none", 1.0), ("length", 0.5), ("length", 1.0), ("length", 2.0), ("gnmt", 0.6), ("gnmt", 2.0)],
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_large_beam_finds_the_brute_force_best(tiny_model, normalization, alpha, seed):
+    model = tiny_model(vocabulary=7, seed=seed)  # ids 1 (unknown), 4, 5, 6 and EOS may be produced
+    source, lengths = torch.tensor([[4, 5, EOS]]), torch.tensor([3])
+    # At most 4 tokens, EOS among them: 1 + 4 + 16 + 64 sequences.
+    config = SearchConfig(100, normalization, alpha, max_ratio=0, max_extra=4, n_best=5)
+    with torch.no_grad():
+        memory = model.encode(source, lengths)
+        every = [
+            (score_sequence(model, memory, tokens), list(tokens))
+            for length in range(4)
+            for tokens in itertools.product([1, 4, 5, 6], repeat=length)
+        ]
+    divide = {
+        "none": lambda y: 1.0,
+        "length": lambda y: y**alpha,
+        "gnmt": lambda y: ((5 + y) / 6) ** alpha,
+    }[normalization]
+    ranked = sorted(((log_p / divide(len(t) + 1), log_p, t) for log_p, t in every), reverse=True)
+    found = beam_search(model, source, lengths, config)[0]
+    assert [h.tokens for h in found] == [t for _, _, t in ranked[:5]]
+    for hypothesis, (score, log_p, _) in zip(found, ranked, strict=False):
+        assert hypothesis.score == pytest.approx(score, abs=1e-4)
+        assert hypothesis.log_probability == pytest.approx(log_p, abs=1e-4)
+
+
+def slow_beam_search(model, source, length, config):
+    """The same search for one sentence with Python lists, which never stops before the length limit."""
+    memory = model.encode(source, length)
+    limit = config.max_length(int(length))
+    open_ = [(0.0, [], model.start(memory))]
+    finished = []
+    for step in range(limit):
+        candidates = []
+        for total, tokens, state in open_:
+            previous = torch.tensor([[tokens[-1] if tokens else 2]])
+            logits, new = model.step(model.embed(previous), state, memory)
+            for token, log_p in enumerate(logits[0, 0].log_softmax(0).tolist()):
+                if token in (0, 2) or (step + 1 == limit and token != EOS):
+                    continue
+                candidates.append((total + log_p, [*tokens, token], new))
+        candidates.sort(key=lambda c: -c[0])
+        open_ = []
+        for total, tokens, state in candidates[: config.beam_size]:
+            if tokens[-1] == EOS:
+                divisor = float(config.divisor(torch.tensor(float(len(tokens)))))
+                finished.append((total / divisor, tokens[:-1]))
+            else:
+                open_.append((total, tokens, state))
+    return sorted(finished, key=lambda f: -f[0])
+
+
+@pytest.mark.parametrize("normalization", ["none", "length", "gnmt"])
+@pytest.mark.parametrize("beam_size", [1, 2, 5])
+@pytest.mark.parametrize("model_config", [{}, {"cell": "lstm", "encoder_layers": 2, "decoder_layers": 2}])
+def test_equals_a_slow_search_that_never_stops_early(tiny_model, normalization, beam_size, model_config):
+    model = tiny_model(vocabulary=20, seed=3, scale=2.0, **model_config)
+    batch = random_batch(12, 20, 9, seed=beam_size)
+    config = SearchConfig(beam_size, normalization, 1.0, max_ratio=1.5, max_extra=3, n_best=min(2, beam_size))
+    found = beam_search(model, batch.source, batch.source_lengths, config)
+    with torch.no_grad():
+        for row, hypotheses in enumerate(found):
+            length = batch.source_lengths[row : row + 1]
+            source = batch.source[row : row + 1, : int(length)]
+            expected = slow_beam_search(model, source, length, config)
+            for hypothesis, (score, tokens) in zip(hypotheses, expected, strict=False):
+                assert hypothesis.tokens == tokens
+                assert hypothesis.score == pytest.approx(score, abs=1e-4)
+            assert len(hypotheses) == min(config.n_best, len(expected))
+
+
+def test_output_does_not_depend_on_batch_or_padding(tiny_model):
+    model = tiny_model(vocabulary=30, seed=1)
+    batch = random_batch(40, 30, 12, seed=5)
+    config = SearchConfig(4, n_best=3)
+    together = beam_search(model, batch.source, batch.source_lengths, config, attention=True)
+    noisy = torch.cat([batch.source, torch.zeros(40, 5, dtype=torch.long)], dim=1)
+    padding = torch.arange(noisy.shape[1]) >= batch.source_lengths.unsqueeze(1)
+    noisy = torch.where(padding, torch.randint(4, 30, noisy.shape), noisy)
+    with_noise = beam_search(model, noisy, batch.source_lengths, config)
+    for row in range(40):
+        length = batch.source_lengths[row : row + 1]
+        alone = beam_search(model, batch.source[row : row + 1, : int(length)], length, config, attention=True)[0]
+        for others in (together[row], with_noise[row]):
+            assert [h.tokens for h in others] == [h.tokens for h in alone]
+            assert [h.score for h in others] == pytest.approx([h.score for h in alone], abs=1e-5)
+        torch.testing.assert_close(together[row][0].attention, alone[0].attention, atol=1e-5, rtol=0)
+
+
+def test_attention_rows_sum_to_one_and_fit_the_sentence(tiny_model):
+    model = tiny_model(seed=2)
+    batch = random_batch(5, 12, 8)
+    for row, hypotheses in enumerate(
+        beam_search(model, batch.source, batch.source_lengths, SearchConfig(3), attention=True)
+    ):
+        attention = hypotheses[0].attention
+        assert attention.shape == (len(hypotheses[0].tokens) + 1, int(batch.source_lengths[row]))
+        torch.testing.assert_close(attention.sum(1), torch.ones(len(attention)))
+
+
+def test_hypotheses_are_sorted_distinct_and_within_the_length(tiny_model):
+    model = tiny_model(vocabulary=15, seed=4, scale=0.2)  # nearly uniform: hypotheses tend to run on
+    batch = random_batch(10, 15, 6)
+    config = SearchConfig(6, n_best=6, max_ratio=1.0, max_extra=2)
+    for row, hypotheses in enumerate(beam_search(model, batch.source, batch.source_lengths, config)):
+        scores = [h.score for h in hypotheses]
+        assert scores == sorted(scores, reverse=True)
+        assert len({tuple(h.tokens) for h in hypotheses}) == len(hypotheses) == 6
+        assert all(len(h.tokens) + 1 <= int(batch.source_lengths[row]) + 2 for h in hypotheses)
+
+
+def test_a_finished_slot_continues_with_eos_at_no_cost(tiny_model):
+    model = tiny_model(vocabulary=9)
+    torch.manual_seed(0)
+    logits = torch.randn(1, 2, 9)
+    scores = torch.tensor([[-1.0, -2.0]])
+    beam = Beam(None, torch.zeros(1, 2, 1), scores, torch.tensor([[1.0, 0.25]]))
+    found = expand(model, logits, log_normaliser(logits), beam, 20)
+    p = logits.softmax(2)[0]
+    expected = {(0, EOS): -1.0, (1, EOS): -2 + math.log(0.25 + 0.75 * p[1, EOS])}
+    expected |= {(1, v): -2 + math.log(0.75 * p[1, v]) for v in range(9) if v not in (0, 2, EOS)}
+    finite = found.scores[0] > -math.inf
+    got = {
+        (int(slot), int(token)): float(score)
+        for slot, token, score in zip(
+            found.slots[0][finite], found.tokens[0][finite], found.scores[0][finite], strict=True
+        )
+    }
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert got[key] == pytest.approx(value, abs=1e-5)
+    assert found.scores[0].tolist() == sorted(found.scores[0].tolist(), reverse=True)
+
+
+def hard_steps(model, memory, rows, steps, beam_size):
+    """The hard search in which finished slots stay in the beam, as in the soft search."""
+    beam = first_beam(model, memory, rows)
+    for _ in range(steps):
+        advanced = model.advance(beam.embedding, beam.state, memory)
+        logits = model.project(advanced.features)
+        selection = hard_select(expand(model, logits, log_normaliser(logits), beam, beam_size), beam_size)
+        beam = hard_reparent(model, selection, beam, advanced.state)
+        yield selection, beam
+
+
+@pytest.mark.parametrize("model_config", [{}, {"cell": "lstm", "decoder_layers": 2, "readout": "tanh"}])
+def test_soft_search_selects_what_the_hard_search_selects_as_temperature_goes_to_zero(tiny_model, model_config):
+    model = tiny_model(vocabulary=25, seed=7, **model_config)
+    batch = random_batch(20, 25, 8)
+    with torch.no_grad():
+        memory = model.encode(batch.source, batch.source_lengths)
+        config = SoftSearchConfig(beam_size=4, candidates=16, temperature=1e-7)
+        soft = soft_beam_search(model, memory, 20, 12, config)
+        for (selection, beam), step in zip(hard_steps(model, memory, 20, 12, 4), soft, strict=True):
+            chosen = step.selection.weights.argmax(dim=1)
+            assert torch.equal(step.selection.candidates.tokens.gather(1, chosen), selection.tokens)
+            assert torch.equal(step.selection.candidates.slots.gather(1, chosen), selection.parents)
+            torch.testing.assert_close(step.after.scores, beam.scores, atol=1e-4, rtol=0)
+            torch.testing.assert_close(step.after.finished, beam.finished)
+            torch.testing.assert_close(step.after.state[0][0], beam.state[0][0], atol=1e-4, rtol=0)
+
+
+def test_soft_search_does_not_depend_on_batch_or_padding(tiny_model):
+    model = tiny_model(vocabulary=25, seed=7)
+    batch = random_batch(30, 25, 8, seed=2)
+    config = SoftSearchConfig(beam_size=3, candidates=12, temperature=0.3)
+
+    def run(source, lengths):
+        memory = model.encode(source, lengths)
+        return list(soft_beam_search(model, memory, len(lengths), 8, config))
+
+    with torch.no_grad():
+        together = run(batch.source, batch.source_lengths)
+        for row in range(30):
+            length = batch.source_lengths[row : row + 1]
+            alone = run(batch.source[row : row + 1, : int(length)], length)
+            for one, all_ in zip(alone, together, strict=True):
+                torch.testing.assert_close(one.selection.weights[0], all_.selection.weights[row], atol=1e-5, rtol=0)
+                torch.testing.assert_close(one.after.scores[0], all_.after.scores[row], atol=1e-5, rtol=1e-5)
+
+
+def test_damping_scales_the_gradient_and_leaves_the_values(tiny_model):
+    model = tiny_model(vocabulary=25, seed=7)
+    batch = random_batch(6, 25, 8)
+
+    def run(damping):
+        model.zero_grad(set_to_none=False)
+        memory = model.encode(batch.source, batch.source_lengths)
+        config = SoftSearchConfig(beam_size=3, candidates=12, temperature=0.5, damping=damping)
+        last = list(soft_beam_search(model, memory, 6, 3, config))[-1]
+        last.after.embedding.square().sum().backward()
+        return last.after.embedding.detach(), model.attention.key.weight.grad.clone()
+
+    model.attention.key.weight.grad = torch.zeros_like(model.attention.key.weight)
+    values, gradients = zip(*(run(damping) for damping in (1.0, 0.5, 0.0)), strict=True)
+    assert torch.equal(values[0], values[1]) and torch.equal(values[0], values[2])
+    assert gradients[0].norm() > gradients[1].norm() > gradients[2].norm()
+    assert gradients[2].norm() == 0  # an embedding depends on the model's state through weights alone
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"beam_size": 0}, "beam_size is 0"),
+        ({"n_best": 6}, "n_best is 6, more than"),
+        ({"alpha": -1.0}, "alpha is -1.0"),
+        ({"normalization": "lenght"}, "'lenght'"),
+        ({"max_ratio": 0.0, "max_extra": 0}, "allow no token"),
+    ],
+)
+def test_impossible_search_is_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        SearchConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"beam_size": 0}, "beam_size is 0"),
+        ({"candidates": 3}, "candidates is 3, less than"),
+        ({"damping": 1.5}, "damping is 1.5"),
+    ],
+)
+def test_impossible_soft_search_is_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        SoftSearchConfig(**options)
