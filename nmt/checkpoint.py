@@ -71,7 +71,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     header = {
         "format": FORMAT,
         "architecture": architecture,
-        "config": dataclasses.asdict(model.config),  # type: ignore[arg-type]
+        "config": dataclasses.asdict(model.config),  # type: ignore[call-overload]
         "aliases": aliases,
         "info": checkpoint.info,
     }
@@ -95,12 +95,13 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
     path = find_model(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            header = json.loads(metadata["nmt"])
+            header = json.loads((file.metadata() or {})["nmt"])
+            if not isinstance(header, dict):
+                raise KeyError("nmt")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except KeyError:
         raise UserError(f"{path} is a safetensors file, but not a model of nmt; give a model that nmt wrote.") from None
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError) as error:
         raise UserError(
             f"{path} is damaged or not a model file ({error}); copy it again or give a model that nmt wrote."
         ) from None
@@ -111,23 +112,25 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
             f"{path} has format {header.get('format')}, this version reads format {FORMAT}; "
             "use the version of nmt that wrote it."
         )
-    if header["architecture"] not in ARCHITECTURES:
+    architecture = header.get("architecture")
+    if architecture not in ARCHITECTURES:
         raise UserError(
-            f"{path} holds an architecture '{header['architecture']}'; this version knows {', '.join(ARCHITECTURES)}."
+            f"{path} holds an architecture '{architecture}'; this version knows {', '.join(ARCHITECTURES)}."
         )
     try:
         target = Vocabulary(tensors.pop(_VOCABULARY + "target").numpy().tobytes())
         source_model = tensors.pop(_VOCABULARY + "source", None)
         source = target if source_model is None else Vocabulary(source_model.numpy().tobytes())
-        kind, config_kind = ARCHITECTURES[header["architecture"]]
-        model = kind(config_kind(**header["config"]), len(source), len(target))  # type: ignore[call-arg,arg-type]
+        kind, config_kind = ARCHITECTURES[architecture]
+        model = kind(config_kind(**header["config"]), len(source), len(target))
         for name, first in header["aliases"].items():
             tensors[name] = tensors[first]
         model.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
+        info = dict(header.get("info", {}))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         message = " ".join(str(error).split())[:200]
         raise UserError(f"{path} does not fit this version of the model ({message}).") from None
-    return Checkpoint(model.eval().to(device), source, target, header["info"])
+    return Checkpoint(model.eval().to(device), source, target, info)
 
 
 def find_model(path: str | Path) -> Path:

@@ -1,5 +1,6 @@
 """Everything that can be set in a training run: the sections and keys of a configuration file."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -44,11 +45,10 @@ class DataConfig:
     """Folder of encoded corpora; by default nmt in the user's cache folder (XDG_CACHE_HOME)."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "max_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name} is {getattr(self, name)}; give at least 1")
-        if self.dev_lines < 0:
-            raise UserError(f"data.dev_lines is {self.dev_lines}; give 0 (all) or more")
+        _check_least("data", self, 1, "batch_tokens", "max_length")
+        _check_least("data", self, 0, "dev_lines")
+        if not 0 <= self.max_unknown <= 1:
+            raise UserError(f"data.max_unknown is {self.max_unknown}; give a share from 0 to 1")
         files = [self.train_source, self.train_target, self.dev_source, self.dev_target]
         if self.corpus and any(files):
             raise UserError("data.corpus and data.train_source, ... are both given; give a card or files")
@@ -82,13 +82,14 @@ class OptimizerConfig:
     """See schedule."""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
+        _check_choice("optimizer", self, name=("adamw", "adam"))
+        _check_choice("optimizer", self, schedule=("constant", "inverse_sqrt", "linear", "plateau"))
+        if not 0 < self.lr < math.inf:
             raise UserError(f"optimizer.lr is {self.lr}; give a positive number (0.001)")
-        if self.warmup < 0 or self.weight_decay < 0 or self.plateau_patience < 0:
-            raise UserError("optimizer.warmup, weight_decay and plateau_patience are 0 or more")
+        _check_least("optimizer", self, 0, "warmup", "weight_decay", "plateau_patience")
         if not 0 < self.plateau_factor < 1:
             raise UserError(f"optimizer.plateau_factor is {self.plateau_factor}; give a number between 0 and 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas are {self.betas}; give two numbers from 0 up to, not including, 1")
 
 
@@ -120,15 +121,12 @@ class TrainerConfig:
     """Updates from one line of the log to the next."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "validate_every", "accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"trainer.{name} is {getattr(self, name)}; give at least 1")
-        for name in ("patience", "clip", "threads"):
-            if getattr(self, name) < 0:
-                raise UserError(f"trainer.{name} is {getattr(self, name)}; give 0 or more")
+        _check_least("trainer", self, 1, "max_steps", "validate_every", "accumulate", "log_every")
+        _check_least("trainer", self, 0, "patience", "clip", "threads")
+        _check_choice("trainer", self, precision=("32", "bf16", "16"), device=("auto", "cpu", "gpu"))
         for name in ("max_epochs", "max_minutes"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise UserError(f"trainer.{name} is {value}; give a positive number, or leave it out")
 
 
@@ -152,7 +150,22 @@ class TrainConfig:
     """The beam search of the validations."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}; give 0 or more")
-        if self.objective not in ("cross_entropy", "soft_beam"):
-            raise UserError(f"objective is '{self.objective}'; choose cross_entropy or soft_beam")
+        _check_least("", self, 0, "seed")
+        _check_choice("", self, objective=("cross_entropy", "soft_beam"))
+        if not self.run:
+            raise UserError("run is empty; give the folder of the run")
+
+
+def _check_least(section: str, config: object, least: int, *names: str) -> None:
+    for name in names:
+        # Not "value < least": that would let NaN pass.
+        if not getattr(config, name) >= least:
+            key = f"{section}.{name}".lstrip(".")
+            raise UserError(f"{key} is {getattr(config, name)}; give {least} or more")
+
+
+def _check_choice(section: str, config: object, **choices: tuple[str, ...]) -> None:
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            key = f"{section}.{name}".lstrip(".")
+            raise UserError(f"{key} is '{getattr(config, name)}'; choose {' or '.join(known)}")

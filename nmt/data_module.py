@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from nmt.batching import Batch, TrainingStream, collate, evaluation_batches
-from nmt.config import DataConfig
+from nmt.config import DataConfig, TrainerConfig
 from nmt.corpus import Pairs, load_card, pairs_from_files
 from nmt.encoding import EncodedCorpus, encode_pairs
 from nmt.errors import UserError
@@ -31,7 +31,6 @@ class TranslationData(pl.LightningDataModule):
     Args:
         config: section `data`.
         seed: of the vocabulary and of the order of the batches.
-        max_epochs: where the stream ends; None: it does not.
         vocabularies: of a checkpoint, source and target; None: trained on the training text.
     """
 
@@ -39,13 +38,11 @@ class TranslationData(pl.LightningDataModule):
         self,
         config: DataConfig,
         seed: int,
-        max_epochs: int | None = None,
         vocabularies: tuple[Vocabulary, Vocabulary] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.seed = seed
-        self.max_epochs = max_epochs
         self.trained_batches = 0
         self.train_pairs, self.dev_pairs = read_pairs(config)
         cache = Path(config.cache) if config.cache else default_cache()
@@ -54,6 +51,14 @@ class TranslationData(pl.LightningDataModule):
         )
         self.train_corpus = self._encode(self.train_pairs, cache)
         self.dev_corpus = self._encode(self.dev_pairs, cache)
+        self.stream = TrainingStream(
+            self.train_corpus,
+            config.batch_tokens,
+            seed,
+            max_length=config.max_length,
+            sampling=config.vocabulary.sampling,
+            vocabularies=(self.source_vocabulary, self.target_vocabulary),
+        )
 
     def _encode(self, pairs: Pairs, cache: Path) -> EncodedCorpus:
         return encode_pairs(
@@ -70,17 +75,23 @@ class TranslationData(pl.LightningDataModule):
         }
 
     def train_dataloader(self) -> "NumberedBatches":
-        stream = TrainingStream(
-            self.train_corpus,
-            self.config.batch_tokens,
-            self.seed,
-            start_batch=self.trained_batches,
-            epochs=self.max_epochs,
-            max_length=self.config.max_length,
-            sampling=self.config.vocabulary.sampling,
-            vocabularies=(self.source_vocabulary, self.target_vocabulary),
-        )
-        return NumberedBatches(stream, self.trained_batches)
+        self.stream.start_batch = self.trained_batches
+        return NumberedBatches(self.stream, self.trained_batches)
+
+    def updates(self, settings: TrainerConfig) -> int:
+        """The updates that max_steps and max_epochs allow: whole ones, and one at least.
+
+        The stream itself never ends, so that a run whose max_epochs is raised sees the batches that a run
+        with the higher limit would have seen.
+        """
+        if settings.max_epochs is None:
+            return settings.max_steps
+        batches = epoch = 0
+        # To plan an epoch takes time: none is planned that max_steps does not reach.
+        while epoch < settings.max_epochs and batches < settings.max_steps * settings.accumulate:
+            batches += self.stream.batches_in_epoch(epoch)
+            epoch += 1
+        return min(settings.max_steps, max(1, batches // settings.accumulate))
 
     def val_dataloader(self) -> DataLoader:
         lengths = self.dev_corpus.source_lengths + 1

@@ -1,6 +1,6 @@
 """BLEU and chrF by sacreBLEU, on detokenised text against the references as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nmt.errors import UserError
@@ -61,7 +61,10 @@ def evaluate(
             )
     if tokenize not in BLEU.TOKENIZERS:
         raise UserError(f"Unknown tokeniser '{tokenize}'; choose one of {', '.join(sorted(BLEU.TOKENIZERS))}.")
-    makers = {"bleu": lambda: BLEU(lowercase=lowercase, tokenize=tokenize), "chrf": CHRF}
+    makers: dict[str, Callable[[], BLEU | CHRF]] = {
+        "bleu": lambda: BLEU(lowercase=lowercase, tokenize=tokenize),
+        "chrf": CHRF,
+    }
     scores = []
     for name in metrics:
         if name not in makers:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nmt.batching import Batch
+from nmt.lines import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,10 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 def drop_after(path: Path, step: int) -> None:
     """Forgets reports behind `step`, so that a resumed run does not tell them twice."""
-    reports = read_journal(path)
-    if any(report["step"] > step for report in reports):
-        kept = [json.dumps(report) + "\n" for report in reports if report["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
+    if not path.exists():
+        return
+    kept = "".join(json.dumps(report) + "\n" for report in read_journal(path) if report["step"] <= step)
+    # Also when a crash has cut off the last line: the next report must not be written behind the rest of it.
+    if kept != path.read_text(encoding="utf-8"):
+        with atomic_path(path) as temporary:
+            temporary.write_text(kept, encoding="utf-8")

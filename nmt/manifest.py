@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from nmt.errors import UserError
 from nmt.lines import atomic_path
 
 PACKAGES = ("nmt", "torch", "pytorch-lightning", "sentencepiece", "sacrebleu", "numpy", "pyarrow")
@@ -65,12 +66,31 @@ def git_revision() -> str | None:
         return None
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The entries of a manifest.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("not a mapping")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); restore it, or begin a new run with --from"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or begin a new run with --from") from None
+    return manifest
+
+
 def update_manifest(path: Path, **entries: Any) -> None:
     """Adds entries to a manifest, which is made when there is none, and writes it whole."""
-    manifest = json.loads(path.read_text()) if path.exists() else {"command": sys.argv, "began": now()}
+    manifest = read_manifest(path) if path.exists() else {"command": sys.argv, "began": now()}
     manifest.update(entries)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def now() -> str:

@@ -53,6 +53,8 @@ class TranslationModule(pl.LightningModule):
         self.objective = make_objective(config)
         self.data = data
         self.dev_hypotheses: dict[int, str] = {}
+        self.dev_nll = torch.zeros((), dtype=torch.float64)
+        self.dev_tokens = 0
         self.dev_score: Score | None = None
         self.plateau_scale = 1.0
         self.plateau_best = -1.0
@@ -66,10 +68,7 @@ class TranslationModule(pl.LightningModule):
         torch.manual_seed((self.config.seed * 1_000_003 + number) % 2**63)
         value, figures = self.objective(self.model, batch_)
         if self.trainer.global_step % self.config.trainer.log_every == 0 and not torch.isfinite(value):
-            raise UserError(
-                f"the loss is {value.item()} at update {self.trainer.global_step}; lower optimizer.lr or "
-                "trainer.clip, or soft_beam.search.damping when that is the objective"
-            )
+            raise UserError(self._diverged("loss", value.item()))
         self.log("train/loss", value, on_step=True, on_epoch=False)
         for name, figure in figures.items():
             self.log(f"train/{name}", figure, on_step=True, on_epoch=False)
@@ -97,13 +96,30 @@ class TranslationModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         references = self.data.dev_pairs.target
+        nll = (self.dev_nll / self.dev_tokens).float()
+        if not torch.isfinite(nll):
+            # Before anything is saved: the last good checkpoint stays.
+            raise UserError(self._diverged("dev nll", nll.item()))
         self.dev_score = bleu([self.dev_hypotheses.get(row, "") for row in range(len(references))], references)
-        self._reduce_on_plateau(self.dev_score.value)
+        if self.regular_validation:
+            self._reduce_on_plateau(self.dev_score.value)
         self.log("dev/bleu", self.dev_score.value)
-        self.log("dev/nll", (self.dev_nll / self.dev_tokens).float())
+        self.log("dev/nll", nll)
+
+    @property
+    def regular_validation(self) -> bool:
+        """Whether the present validation is one that an unbroken, longer run would have, too."""
+        return self.trainer.global_step % self.config.trainer.validate_every == 0
+
+    def _diverged(self, what: str, value: float) -> str:
+        damping = ", soft_beam.search.damping" if self.config.objective == "soft_beam" else ""
+        return (
+            f"the {what} is {value} at update {self.trainer.global_step}: training diverged; lower optimizer.lr, "
+            f"trainer.clip{damping}, or raise optimizer.warmup. {self.config.run} keeps the best model so far"
+        )
 
     def _reduce_on_plateau(self, value: float) -> None:
-        if self.config.optimizer.schedule != "plateau" or self.trainer.sanity_checking:
+        if self.config.optimizer.schedule != "plateau":
             return
         if value > self.plateau_best:
             self.plateau_best, self.plateau_waited = value, 0
@@ -134,7 +150,7 @@ class TranslationModule(pl.LightningModule):
         self.log("train/gradient_norm", norm, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["plateau"] = [self.plateau_scale, self.plateau_best, self.plateau_waited]
+        checkpoint["run"] = {"plateau": [self.plateau_scale, self.plateau_best, self.plateau_waited]}
         # A run that began from another model has that model's vocabularies, which the text cannot give back.
         checkpoint["vocabularies"] = [
             torch.frombuffer(bytearray(vocabulary.model), dtype=torch.uint8)
@@ -142,4 +158,4 @@ class TranslationModule(pl.LightningModule):
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.plateau_scale, self.plateau_best, self.plateau_waited = checkpoint["plateau"]
+        self.plateau_scale, self.plateau_best, self.plateau_waited = checkpoint["run"]["plateau"]

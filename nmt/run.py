@@ -8,7 +8,6 @@ metrics.jsonl       loss, speed, dev BLEU
 tensorboard/        the same for TensorBoard
 """
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -19,10 +18,10 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
 
-from nmt.checkpoint import NAME, save_checkpoint
+from nmt.checkpoint import NAME, load_checkpoint, save_checkpoint
 from nmt.errors import UserError
 from nmt.lines import atomic_path
-from nmt.manifest import update_manifest
+from nmt.manifest import read_manifest, update_manifest
 from nmt.module import TranslationModule
 from nmt.vocabulary import Vocabulary
 
@@ -40,21 +39,31 @@ class RunFolder:
         self.last = self.path / "last.ckpt"
         self.metrics = self.path / "metrics.jsonl"
 
+    def check_free(self) -> None:
+        """Makes sure that a new run may begin here.
+
+        Raises:
+            UserError: there is a run already.
+        """
+        if self.config.exists():
+            raise UserError(
+                f"{self.path} holds a run already; go on with it by --resume {self.path}, or give another --run"
+            )
+        if self.model.exists():
+            raise UserError(f"{self.path} holds a {NAME}, which training would replace; give another --run")
+
     def create(self) -> None:
         """Makes the folder for a new run.
 
         Raises:
             UserError: it holds a run already, or cannot be made.
         """
-        if self.config.exists():
-            raise UserError(
-                f"{self.path} holds a run already; go on with it by --resume {self.path}, or give another --run"
-            )
+        self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.path} cannot be made ({error.strerror}); give another --run") from None
-        if not os.access(self.path, os.W_OK):
+        if not os.access(self.path, os.W_OK | os.X_OK):
             raise UserError(f"{self.path} cannot be written to; give another --run")
 
     def vocabularies(self) -> tuple[Vocabulary, Vocabulary]:
@@ -74,13 +83,27 @@ class RunFolder:
         first = Vocabulary(source)
         return first, first if source == target else Vocabulary(target)
 
+    def check_model(self, module: TranslationModule) -> None:
+        """Makes sure that the weights of last.ckpt fit the model.
+
+        Raises:
+            UserError: the configuration has changed by hand.
+        """
+        saved, wanted = read_state(self.last, mmap=True)["state_dict"], module.state_dict()
+        for name, tensor in wanted.items():
+            if name not in saved or saved[name].shape != tensor.shape:
+                raise UserError(
+                    f"{self.last} does not fit the model of {self.config} ({name} differs); was config.yaml "
+                    "changed since? Restore it, or begin a new run with --from"
+                )
+
     def check_data(self, checksums: dict[str, str]) -> None:
         """Makes sure that a resumed run sees the data that it began with.
 
         Raises:
             UserError: a text has changed.
         """
-        before = json.loads(self.manifest.read_text())["data"]["sha256"]
+        before = read_manifest(self.manifest).get("data", {}).get("sha256", {})
         changed = [name for name, checksum in checksums.items() if before.get(name) != checksum]
         if changed:
             raise UserError(
@@ -98,7 +121,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
             except RuntimeError as error:
                 # torch's zip writer hides the operating system's error behind its own.
-                raise OSError(str(error).splitlines()[0]) from error
+                cause = str(error).splitlines()[0]
+                raise OSError(f"{cause}; the disk may be full, the last good checkpoint stays") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         return read_state(path)
@@ -107,57 +131,56 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def read_state(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """The content of a last.ckpt.
 
+    Args:
+        path: the file.
+        mmap: whether tensors stay on the disk until they are read.
+
     Raises:
-        UserError: it is truncated, or holds anything but tensors and plain values.
+        UserError: it is truncated, not ours, or holds anything but tensors and plain values.
     """
     try:
         # Nothing in a checkpoint may run: tensors and plain values only.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if not isinstance(state, dict) or not {"state_dict", "vocabularies", "run"} <= set(state):
+            raise ValueError("it lacks the state of a run")
     except Exception as error:
         cause = " ".join(str(error).split())[:160]
         raise UserError(
             f"{path} is damaged or not the checkpoint of a run ({cause}). The best model so far is in {NAME} beside "
             "it; begin a new run --from it."
         ) from None
+    return state
 
 
 class Saver(CheckpointCallback):
     """Saves the state of the run at each validation, and the model when its dev BLEU is the best so far.
 
     Lightning calls callbacks of this base class last, so the saved state holds what the others decided.
+    What the best score is, the model file itself tells: no interruption can make the two disagree.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self.best = -1.0
         self.best_step = 0
-        self.validated_step = -1
+        if folder.model.exists():
+            try:
+                dev = load_checkpoint(folder.model).info.get("dev", {})
+                self.best, self.best_step = dev.get("bleu", -1.0), dev.get("step", 0)
+            except UserError as error:
+                logger.warning("%s The next validated model replaces it.", error)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
         assert isinstance(pl_module, TranslationModule)
-        self.validated_step = trainer.global_step
-        self.keep_if_best(pl_module, trainer.global_step)
+        self._keep_if_best(pl_module, trainer.global_step)
         trainer.save_checkpoint(self.folder.last)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step != self.validated_step:
-            trainer.save_checkpoint(self.folder.last)
-
-    def keep_if_best(self, module: TranslationModule, step: int) -> None:
-        """Writes the model file when the module's last dev BLEU is above all before."""
+    def _keep_if_best(self, module: TranslationModule, step: int) -> None:
         score = module.dev_score
         if score is None or score.value <= self.best:
             return
-        self.best, self.best_step = score.value, step
         checkpoint = module.checkpoint
         checkpoint.info["dev"] = {"bleu": score.value, "signature": score.signature, "step": step}
         save_checkpoint(self.folder.model, checkpoint)
+        self.best, self.best_step = score.value, step
         update_manifest(self.folder.manifest, best=checkpoint.info["dev"])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_step = state_dict["best"], state_dict["best_step"]

@@ -2,15 +2,15 @@
 
 import dataclasses
 import logging
+import signal
 import warnings
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from nmt.checkpoint import Checkpoint, find_model, load_checkpoint
@@ -19,15 +19,22 @@ from nmt.data_module import TranslationData
 from nmt.errors import UserError
 from nmt.journal import Journal
 from nmt.lines import atomic_path
-from nmt.manifest import describe_software, now, update_manifest
+from nmt.manifest import describe_software, now, read_manifest, update_manifest
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.module import TranslationModule
 from nmt.run import AtomicCheckpointIO, RunFolder, Saver
+from nmt.stopper import Stopper
 
 logger = logging.getLogger(__name__)
 
-MAY_CHANGE = ("trainer",)
-"""Sections that a resumed run may set anew; with any other it would be another run."""
+MAY_CHANGE = {
+    *("run", "data.cache", "data.corpus", "data.corpus_dir"),
+    *("data.train_source", "data.train_target", "data.dev_source", "data.dev_target"),
+    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_minutes", "trainer.patience"),
+    *("trainer.log_every", "trainer.device", "trainer.threads"),
+}
+"""What a resumed run may set anew: where things lie (checksums see to what they hold), when to end, how to
+compute. With anything else it would be another run."""
 
 
 def train(config: TrainConfig, start: str | Path | None = None, resume: bool = False) -> Checkpoint:
@@ -47,6 +54,8 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
     folder = RunFolder(config.run)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
+    if not resume:
+        folder.check_free()
     # Before the folder is made: a mistake in the data must not leave half a run behind.
     found = load_checkpoint(start) if start is not None else None
     vocabularies = None
@@ -55,14 +64,21 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
     elif found is not None:
         vocabularies = (found.source_vocabulary, found.target_vocabulary)
         config.model = shape_of(found, config.model)
-    data = TranslationData(config.data, config.seed, config.trainer.max_epochs, vocabularies)
+    data = TranslationData(config.data, config.seed, vocabularies)
     checkpoint = build_checkpoint(config, data)
     if found is not None and start is not None:
         checkpoint.model.load_state_dict(found.model.state_dict())
         logger.info("loaded all weights and vocabularies of %s", find_model(start))
-        logger.info("reset: optimiser, schedule, best dev BLEU; ignored: nothing")
+        logger.info("reset: optimiser, schedule, best dev BLEU; ignored: data.vocabulary but for its sampling")
+    updates = data.updates(config.trainer)
+    module = TranslationModule(config, checkpoint, data)
     if resume:
         folder.check_data(data.checksums())
+        folder.check_model(module)
+        # The limits may be new; the next --resume shall know them.
+        write_config(folder.config, config)
+        resumed = [*read_manifest(folder.manifest).get("resumed", []), now()]
+        update_manifest(folder.manifest, config=dataclasses.asdict(config), resumed=resumed)
     else:
         folder.create()
         write_config(folder.config, config)
@@ -86,18 +102,20 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
         len(data.target_vocabulary),
         parameters / 1e6,
     )
-    saver = Saver(folder)
-    module = TranslationModule(config, checkpoint, data)
-    trainer = make_trainer(config, folder, saver)
+    saver, stopper = Saver(folder), Stopper(config.trainer, updates)
+    trainer = make_trainer(config, folder, [Journal(folder.metrics, config.trainer.log_every), stopper, saver], updates)
     with warnings.catch_warnings():
         _silence_lightning()
-        trainer.fit(module, datamodule=data, ckpt_path=folder.last if resume else None)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=folder.last if resume else None)
+        except SystemExit:
+            # Lightning turns Ctrl-C into this, and is deaf to it from then on.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
         if trainer.interrupted:
             raise KeyboardInterrupt
-        if saver.validated_step != trainer.global_step or module.dev_score is None:
-            trainer.validate(module, datamodule=data, verbose=False)
-            saver.keep_if_best(module, trainer.global_step)
-    update_manifest(folder.manifest, ended=now(), updates=trainer.global_step)
+    update_manifest(folder.manifest, ended=now(), updates=trainer.global_step, reason=stopper.reason)
+    logger.info("ended: %s", stopper.reason)
     logger.info("best dev BLEU %.2f at update %d: %s", saver.best, saver.best_step, folder.model)
     return load_checkpoint(folder.model)
 
@@ -132,12 +150,9 @@ def shape_of(found: Checkpoint, asked: RNNsearchConfig) -> RNNsearchConfig:
     return dataclasses.replace(have, dropout=asked.dropout)
 
 
-def make_trainer(config: TrainConfig, folder: RunFolder, saver: Saver) -> pl.Trainer:
+def make_trainer(config: TrainConfig, folder: RunFolder, callbacks: Sequence[pl.Callback], updates: int) -> pl.Trainer:
     """Lightning's trainer: one endless epoch over the stream, validations by updates."""
     settings = config.trainer
-    callbacks: list[Callback] = [Journal(folder.metrics, settings.log_every), saver]
-    if settings.patience:
-        callbacks.insert(0, EarlyStopping("dev/bleu", mode="max", patience=settings.patience))
     precision: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
     with warnings.catch_warnings():
         _silence_lightning()
@@ -145,9 +160,8 @@ def make_trainer(config: TrainConfig, folder: RunFolder, saver: Saver) -> pl.Tra
             accelerator=settings.device,
             devices=1,
             precision=precision[settings.precision],
-            max_steps=settings.max_steps,
-            max_epochs=1,
-            max_time=timedelta(minutes=settings.max_minutes) if settings.max_minutes else None,
+            max_steps=updates,
+            max_epochs=-1,
             val_check_interval=settings.validate_every * settings.accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
@@ -156,7 +170,7 @@ def make_trainer(config: TrainConfig, folder: RunFolder, saver: Saver) -> pl.Tra
             gradient_clip_val=settings.clip or None,
             log_every_n_steps=settings.log_every,
             logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
-            callbacks=callbacks,
+            callbacks=list(callbacks),
             plugins=[AtomicCheckpointIO()],
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -178,15 +192,16 @@ def check_resumable(saved: TrainConfig, asked: TrainConfig) -> None:
     Raises:
         UserError: a setting outside `MAY_CHANGE` differs.
     """
+    before, now_ = _flat(dataclasses.asdict(saved)), _flat(dataclasses.asdict(asked))
     changed = [
-        name
-        for name, value in _flat(dataclasses.asdict(asked)).items()
-        if _flat(dataclasses.asdict(saved)).get(name) != value and not name.startswith(MAY_CHANGE)
+        f"{name} is {now_[name]} instead of {value}"
+        for name, value in before.items()
+        if now_[name] != value and name not in MAY_CHANGE
     ]
     if changed:
         raise UserError(
-            f"--resume goes on with the same run, but {', '.join(changed)} differ; leave them out, or begin a "
-            "new run with --from"
+            f"--resume goes on with the same run, but {', '.join(changed)}; leave that out, or begin a new run "
+            "with --from"
         )
 
 

@@ -46,16 +46,16 @@ class VocabularyConfig:
 
     def __post_init__(self) -> None:
         if self.size < 8:
-            raise UserError(f"vocabulary.size is {self.size}; at least 8, usually 4000 to 32000.")
+            raise UserError(f"data.vocabulary.size is {self.size}; at least 8, usually 4000 to 32000.")
         choices = ("kind", self.kind, _KINDS), ("normalization", self.normalization, _NORMALIZATIONS)
         for name, value, known in choices:
             if value not in known:
-                raise UserError(f"vocabulary.{name} is {value!r}; known are {', '.join(known)}."
+                raise UserError(f"data.vocabulary.{name} is {value!r}; known are {', '.join(known)}."
                                 + did_you_mean(str(value), known))  # fmt: skip
         if not 0 < self.character_coverage <= 1:
-            raise UserError(f"vocabulary.character_coverage is {self.character_coverage}; give 0 to 1.")
+            raise UserError(f"data.vocabulary.character_coverage is {self.character_coverage}; give 0 to 1.")
         if not 0 <= self.sampling < 1:
-            raise UserError(f"vocabulary.sampling is {self.sampling}; give 0 (off) or a number below 1 (0.1).")
+            raise UserError(f"data.vocabulary.sampling is {self.sampling}; give 0 (off) or a number below 1 (0.1).")
 
 
 class Vocabulary:
@@ -234,13 +234,13 @@ def _trainable(lines: Iterable[str]) -> Iterator[str]:
 def _explained(message: str, config: VocabularyConfig) -> str:
     if largest := re.search(r"value <= (\d+)", message):
         return (
-            f"vocabulary.size is {config.size}, but this text allows {largest[1]} pieces at most; "
-            f"set vocabulary.size to {largest[1]} or less, or use more text."
+            f"data.vocabulary.size is {config.size}, but this text allows {largest[1]} pieces at most; "
+            f"set data.vocabulary.size to {largest[1]} or less, or use more text."
         )
     if smallest := re.search(r"(\d+) vs (\d+)", message):
         return (
-            f"vocabulary.size is {config.size}, but the characters of this text alone need {smallest[2]} "
-            "pieces; set a larger vocabulary.size or a smaller vocabulary.character_coverage."
+            f"data.vocabulary.size is {config.size}, but the characters of this text alone need {smallest[2]} "
+            "pieces; set a larger data.vocabulary.size or a smaller data.vocabulary.character_coverage."
         )
     if "sentences_.empty" in message:
         return "The vocabulary cannot be trained: the text has no line with words."

@@ -37,6 +37,14 @@ def tiny_model():
     return make
 
 
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory) -> Path:
+    """Folder of a generated corpus: {train,dev,test}.{source,target}; tests must not change it."""
+    from tests.unit.runs import write_corpus
+
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
 def random_batch(rows: int, vocabulary: int, longest: int, seed: int = 0, shortest: int = 2):
     """A batch of random ids that end in EOS; lengths count it."""
     from nmt.batching import Batch

@@ -13,7 +13,9 @@ def main(words: list[str]) -> None:
     parser.add_argument("--force", action="store_true", help="fetch again what is there")
     chosen = parse(parser, words)
     if chosen.action not in actions:
-        raise UserError(f"there is no 'nmt corpus {chosen.action}'.{did_you_mean(chosen.action, actions)}")
+        raise UserError(
+            f"there is no 'nmt corpus {chosen.action}'.{did_you_mean(chosen.action, actions)} Give get or list."
+        )
     from nmt.corpus import card_names, load_card
 
     if chosen.action == "list":
@@ -22,7 +24,7 @@ def main(words: list[str]) -> None:
             print(f"{name:<20} {' '.join(card.description.split())}")  # noqa: T201
         return
     if chosen.card is None:
-        raise UserError(f"name a card: {', '.join(card_names())}")
+        raise UserError(f"nmt corpus get needs the name of a card: {', '.join(card_names())}")
     from nmt.fetch import fetch
 
     report = fetch(load_card(chosen.card, chosen.directory), force=chosen.force)

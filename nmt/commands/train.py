@@ -1,66 +1,72 @@
 """`nmt train`: trains a model from a configuration file and flags."""
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from nmt.cli import make_parser, parse
+from nmt.cli import make_parser, parse, take
 from nmt.errors import UserError
 
+if TYPE_CHECKING:
+    from nmt.config import TrainConfig
+
 DESCRIPTION = """Trains a model. Every key of a configuration file is a flag, and the flag wins:
-nmt train --config recipes/configs/multi30k.yaml --run runs/mine --model.hidden 256.
+nmt train --config FILE --run runs/mine --model.hidden 256.
 --from MODEL begins a new run with a model's weights and vocabularies; --resume RUN goes on with the same run."""
 
 
 def main(words: list[str]) -> None:
-    parser = make_parser("train", DESCRIPTION)
-    parser.add_argument("--from", dest="start", default=None, metavar="MODEL", help="model file or run folder")
-    parser.add_argument("--resume", default=None, metavar="RUN", help="folder of the run to go on with")
-    _add_config(parser)
-    chosen = parse(parser, words)
-    if chosen.resume is not None and chosen.start is not None:
+    folder, files = _look_ahead(words)
+    if folder is not None and any(word.split("=")[0] == "--from" for word in words):
         raise UserError("--from begins a new run and --resume goes on with an old one; give one of them")
+    saved = Path(folder) / "config.yaml" if folder is not None else None
+    if saved is not None:
+        if not saved.is_file():
+            raise UserError(f"{folder} holds no run (no config.yaml); give the folder of a run")
+        files = [str(saved), *files]
+    if files:
+        from nmt.config import TrainConfig
+        from nmt.config_file import check_config_file
+
+        for path in files:
+            check_config_file(path, TrainConfig)
+    # The run's own configuration first: flags stand on top of it and are seen to differ.
+    chosen, config = _parse(words if saved is None else ["--config", str(saved), *words])
     from nmt.training import check_resumable, train
 
-    if chosen.resume is None:
-        train(_config(chosen), start=chosen.start)
+    if saved is None:
+        train(config, start=chosen.start)
         return
-    saved_file = Path(chosen.resume) / "config.yaml"
-    if not saved_file.is_file():
-        raise UserError(f"{chosen.resume} holds no run (no config.yaml); give the folder of a run")
-    saved = _read(saved_file)
-    # The run's own configuration first, so that flags stand on top of it and are seen to differ.
-    again = make_parser("train", DESCRIPTION)
-    again.add_argument("--from", dest="start", default=None)
-    again.add_argument("--resume", default=None)
-    _add_config(again)
-    asked = _config(parse(again, ["--config", str(saved_file), *words]))
-    asked.run = saved.run = chosen.resume
-    check_resumable(saved, asked)
-    train(asked, resume=True)
+    config.run = str(folder)
+    check_resumable(_parse(["--config", str(saved)])[1], config)
+    train(config, resume=True)
 
 
-def _add_config(parser) -> None:  # type: ignore[no-untyped-def]
+def _parse(words: Sequence[str]) -> tuple[Any, "TrainConfig"]:
+    """Parses the words; gives the flags of the command itself, and the run that the others describe."""
     from jsonargparse import ActionConfigFile
 
     from nmt.config import TrainConfig
 
+    parser = make_parser(
+        "train", DESCRIPTION, "nmt train [--config FILE] [--from MODEL | --resume RUN] [--KEY VALUE ...]"
+    )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the keys below")
+    parser.add_argument("--from", dest="start", default=None, metavar="MODEL", help="model file or run folder")
+    parser.add_argument("--resume", default=None, metavar="RUN", help="folder of the run to go on with")
     parser.add_class_arguments(TrainConfig, as_group=False)
+    chosen = parse(parser, words)
+    return chosen, take(chosen, TrainConfig)
 
 
-def _config(chosen):  # type: ignore[no-untyped-def]
-    import dataclasses
-
-    from nmt.config import TrainConfig
-
-    return TrainConfig(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(TrainConfig)})
-
-
-def _read(path: Path):  # type: ignore[no-untyped-def]
-    parser = make_parser("train", "")
-    _add_config(parser)
+def _look_ahead(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What --resume and --config name: a resumed run's configuration comes before the other flags."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--resume", default=None)
+    parser.add_argument("--config", action="append", default=[])
     try:
-        return _config(parse(parser, ["--config", str(path)]))
-    except UserError as error:
-        print(f"nmt: {path}: {error}", file=sys.stderr)  # noqa: T201
-        raise
+        found = parser.parse_known_args(list(words))[0]
+    except argparse.ArgumentError:
+        return None, []  # the complete parser tells what is wrong
+    return found.resume, found.config

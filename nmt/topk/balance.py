@@ -150,10 +150,10 @@ def pull_back(
     to_scores = w * (g - mean)
     if not of_temperature:
         return to_scores, mean, None
+    # sum w g (z - sum q z) = sum w (g - gbar) (z - center) for any center; a near one keeps it from
+    # cancelling.
     center = (q * bounded).sum(-1, keepdim=True)
     if tail is None:
         return to_scores, mean, -(to_scores * (bounded - center)).sum(-1)
-    center = center + tail.p_log_p.unsqueeze(1) * scale
-    # sum w g (z - center) = sum w (g - mean) (z - center), and the latter does not cancel.
     in_tail = tail.gp_log_p - mean.squeeze(1) * tail.p_log_p - center.squeeze(1) * (tail.gp - mean.squeeze(1) * tail.p)
     return to_scores, mean, -(to_scores * (bounded - center)).sum(-1) - in_tail

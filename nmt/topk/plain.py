@@ -111,7 +111,7 @@ class _SoftTopk(torch.autograd.Function):
             if order is not None:
                 p = tail_weights(scores, rows, order, reference, shift, T)
                 g_tail = (grad if rows is None else grad[rows]).to(p.dtype)
-                tail = tail_sums(p, g_tail)
+                tail = tail_sums(p, g_tail, of_temperature)
             of_scores, mean, of_T = pull_back(g, z, log_mass, tail, of_temperature)
             if order is not None:
                 part = (p * (g_tail - mean.to(p.dtype)) / t).to(grad.dtype)

@@ -143,11 +143,16 @@ def tail_weights(
     return rest.scatter_(1, order, 0.0)
 
 
-def tail_sums(p: Tensor, g: Tensor) -> TailSums:
-    """What the derivatives need of the candidates outside the screen: weights p and dL/dp = g, both (r, n)."""
+def tail_sums(p: Tensor, g: Tensor, of_temperature: bool) -> TailSums:
+    """What the derivatives need of the candidates outside the screen: weights p and dL/dp = g, both (r, n).
+
+    The sums that only the derivative by the temperature needs are 0 unless it is asked for.
+    """
+    mass, of_mass = p.sum(-1, dtype=torch.float64), (p * g).sum(-1, dtype=torch.float64)
+    if not of_temperature:
+        return TailSums(mass, of_mass, torch.zeros_like(mass), torch.zeros_like(mass))
     log_p = torch.xlogy(p, p)
-    sums = (part.sum(-1, dtype=torch.float64) for part in (p, p * g, log_p, log_p * g))
-    return TailSums(*sums)
+    return TailSums(mass, of_mass, log_p.sum(-1, dtype=torch.float64), (log_p * g).sum(-1, dtype=torch.float64))
 
 
 def _relative(scores: Tensor, reference: Tensor, temperature: float | Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class _SortedSoftTopk(torch.autograd.Function):
             if order is not None:
                 q = tail_weights(scores, rows, order, reference, shift, T)
                 g_tail = (grad if rows is None else grad[rows])[..., -1].to(q.dtype)
-                tail = tail_sums(q, g_tail)._replace(p=mass)
+                tail = tail_sums(q, g_tail, to_temperature is not None)._replace(p=mass)
             of_scores, y, of_temperature = pull_back(g, Plan(p, c, d), tail, to_temperature is not None)
             t = of_rows(T, rows)
             if order is not None:

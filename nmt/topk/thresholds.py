@@ -18,8 +18,8 @@ from nmt.topk.screening import TailSums
 HARD = 800.0
 # Added to misplaced masses: a threshold between scores this far apart moves nothing that float64 can show.
 TINY = 1e-290
-# Newton converges quadratically: the last step, taken at such a residual, leaves an error below 1e-14 for float64
-# scores and below 1e-8, which their own dtype cannot show, for all others.
+# Newton converges quadratically: the last step, taken at such a residual, leaves an error below 1e-14 for
+# float64 scores and below 1e-8, which their own dtype cannot show, for all others.
 RESIDUAL, RESIDUAL_SINGLE = 1e-7, 1e-4
 _STEP = 4.0
 _ITERATIONS = 200
@@ -81,7 +81,8 @@ def solve(offsets: Tensor, log_tail: Tensor | None = None, tolerance: float = RE
 
     With P_j the sum of c over the ranks > j and Q_j the sum of 1 - c over the ranks <= j, F_j = log P_j - log
     Q_j has a Jacobian of positive terms only; Newton on the sums themselves stalls on their plateaus. A row
-    that has converged is frozen, so that its result does not depend on the other rows.
+    that has converged is frozen, so that its result does not depend on the other rows
+    (bitwise on one thread).
 
     Args:
         offsets: (rows, k + 1, n) of `offsets_of`.

@@ -38,6 +38,13 @@ def test_gradcheck_of_k():
     assert gradcheck(soft_topk, (x, one, T))
 
 
+def test_a_row_that_selects_all_it_has_does_not_depend_on_k():
+    x = torch.tensor([[0.1, 0.2, 0.3, 0.5], [0.1, -INF, 0.3, -INF]], dtype=torch.float64)
+    k = torch.tensor([2.5, 2.5], dtype=torch.float64, requires_grad=True)
+    (to_k,) = torch.autograd.grad(soft_topk(x, k, 0.2).sum(-1), k, torch.tensor([3.0, 5.0]).double())
+    torch.testing.assert_close(to_k, torch.tensor([3.0, 0.0]).double(), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_gradcheck_with_masks_and_missing_candidates(operator):
     x = _randn(3, 6)

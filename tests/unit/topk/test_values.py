@@ -199,3 +199,18 @@ def test_one_k_and_one_temperature_a_row():
             assert torch.equal(A[i, j], soft_topk(x[i, j], k[i, j], float(T[i, j])))
             assert torch.equal(S[i, j], sorted_soft_topk(x[i, j], 3, float(T[i, j])))
     assert torch.equal(soft_topk(x, torch.tensor(3), T), soft_topk(x, 3, T))
+
+
+@pytest.mark.parametrize("operator", [soft_topk, sorted_soft_topk])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("n", [9, 16, 500])
+def test_a_row_is_bitwise_the_same_in_any_batch(operator, dtype, n):
+    # Rows that take from one to many iterations.
+    generator = torch.Generator().manual_seed(n)
+    scale = 10 ** torch.empty(40, 1).uniform_(-2, 2, generator=generator)
+    x = (torch.randn(40, n, generator=generator) * scale).to(dtype)
+    T = torch.full((40,), 0.3)
+    A = operator(x, 4, T)
+    for i in range(40):
+        assert torch.equal(operator(x[i], 4, T[i]), A[i])
+        assert torch.equal(operator(x[i : i + 3], 4, T[i : i + 3]), A[i : i + 3])

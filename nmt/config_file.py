@@ -1,0 +1,80 @@
+"""Configuration files, looked through before they are parsed, so that a mistake is told in its own terms."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from nmt.errors import UserError, did_you_mean
+
+
+def check_config_file(path: str | Path, kind: type) -> None:
+    """Makes sure that a YAML file holds keys of a configuration and nothing else.
+
+    Values are left to the parser and to the dataclasses.
+
+    Args:
+        path: the file.
+        kind: the dataclass of the whole configuration; its fields may be dataclasses in turn.
+
+    Raises:
+        UserError: the file is missing, not UTF-8, not YAML, empty or a list; a key is unknown, or a section
+            holds a plain value.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); give a YAML file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a YAML file") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f", line {place.line + 1}" if place is not None else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise UserError(f"{path}{where}: not YAML ({problem}); see recipes/configs for examples") from None
+    if content is None:
+        raise UserError(f"{path} is empty; give a YAML file with keys such as data and model")
+    known = {name for name, _ in keys_of(kind)}
+    for key, value in _walk(content, path):
+        if key not in known:
+            raise UserError(f"{path}: unknown key '{key}'.{hint(key, known)} nmt train --help lists all")
+        section = any(name.startswith(f"{key}.") for name in known)
+        if section and not isinstance(value, Mapping):
+            raise UserError(f"{path}: {key} is {value!r}; it is a section, give keys below it")
+
+
+def keys_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted names of all fields of a dataclass and of the dataclasses in it, with their types."""
+    types = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        yield prefix + field.name, types[field.name]
+        if dataclasses.is_dataclass(types[field.name]):
+            yield from keys_of(types[field.name], f"{prefix}{field.name}.")
+
+
+def hint(word: str, known: set[str]) -> str:
+    """A did-you-mean for a dotted key, or for the end of one: `hiden` is meant for model.hidden."""
+    by_end: dict[str, str] = {}
+    for key in sorted(known, key=lambda key: key.count(".")):
+        by_end.setdefault(key.rpartition(".")[2], key)
+    siblings = [key for key in sorted(known) if key.rpartition(".")[0] == word.rpartition(".")[0]]
+    if found := did_you_mean(word, siblings) or did_you_mean(word, sorted(known)):
+        return found
+    end = did_you_mean(word.rpartition(".")[2], by_end)
+    return re.sub(r"'(.*)'", lambda found: f"'{by_end[found[1]]}'", end)
+
+
+def _walk(content: Any, path: str | Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds {_describe(content)}; give a YAML file with keys such as data and model")
+    for key, value in content.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from _walk(value, path, f"{prefix}{key}.")
+
+
+def _describe(content: Any) -> str:
+    return "a list" if isinstance(content, list) else f"the plain value {str(content)[:40]!r}"

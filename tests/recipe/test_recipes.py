@@ -1,0 +1,131 @@
+"""What is shipped runs: every configuration, the quickstart, and the commands that the README shows."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.system.conftest import read_config
+
+pytestmark = pytest.mark.recipe
+CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+
+
+def shell(command: str | list[str], folder: Path, cache: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    return subprocess.run(
+        command, cwd=folder, env=environment, text=True, capture_output=True, shell=isinstance(command, str)
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_configuration_trains(path, tmp_path, reverse_runs):
+    """Two updates of each on the generated corpus, with the sizes that it states."""
+    from nmt.training import train
+
+    changes = {
+        "run": str(tmp_path / "run"),
+        "data.corpus": "reverse",
+        "data.corpus_dir": str(reverse_runs.folder / "corpus"),
+        "data.cache": str(tmp_path / "cache"),
+        "data.dev_lines": 8,
+        "data.batch_tokens": 256,
+        "data.vocabulary.size": 120,
+        "trainer.max_steps": 2,
+        "trainer.validate_every": 2,
+        "trainer.threads": 1,
+    }
+    start = reverse_runs.folder / "cross_entropy" if "soft_beam" in path.name else None
+    train(read_config(path.name, **changes), start=start)
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """The quickstart on the generated corpus, cut short, as a user runs it."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    command = [str(ROOT / "recipes" / "quickstart.sh"), "--corpus", "reverse", "--dir", str(folder / "out")]
+    command += ["--threads", "1", "--stage", "1", "--train-flags", "--trainer.max_steps 6 --trainer.validate_every 3"]
+    return command, folder, shell(command, ROOT, folder / "cache")
+
+
+def test_quickstart_ends_in_a_score_and_pictures(quickstart):
+    _, folder, done = quickstart
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"BLEU = [\d.]+ +nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:", done.stdout)) == 2
+    assert done.stdout.count("source  ") == done.stdout.count("reference  ") == 10
+    for name in ("attention.png", "beam.png", "curves.png", "soft_beam/model.safetensors"):
+        path = folder / "out" / name
+        assert path.stat().st_size > 1000
+        assert str(path) in done.stdout
+
+
+def test_quickstart_takes_up_where_it_stopped(quickstart):
+    command, folder, _ = quickstart
+    again = [word for i, word in enumerate(command) if "--stage" not in (word, command[i - 1])]
+    (folder / "out" / "stage0.done").touch()
+    done = shell(again, ROOT, folder / "cache")
+    assert done.returncode == 0 and "== stage" not in done.stdout, "everything is done, so nothing is to be run"
+    assert "BLEU = " in done.stdout
+    (folder / "out" / "stage4.done").unlink()
+    done = shell(again, ROOT, folder / "cache")
+    assert re.findall(r"== stage (\d):", done.stdout) == ["4"]
+    # A training that broke off after its first checkpoint goes on from it.
+    for name in ("stage3.done", "stage4.done", "stage5.done"):
+        (folder / "out" / name).unlink()
+    before = (folder / "out" / "soft_beam" / "metrics.jsonl").read_text()
+    done = shell([*again, "--stop-stage", "3"], ROOT, folder / "cache")
+    assert re.findall(r"== stage (\d):", done.stdout) == ["3"]
+    assert (folder / "out" / "soft_beam" / "metrics.jsonl").read_text().startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [("--corpsu reverse", "unknown option --corpsu"), ("--stage x", "'x' is not a number"), ("--corpus", "needs a value")],
+)
+def test_quickstart_explains_a_wrong_flag(flags, words, tmp_path):
+    done = shell(f"recipes/quickstart.sh {flags}", ROOT, tmp_path)
+    assert done.returncode == 2 and words in done.stderr
+
+
+def test_quickstart_help(tmp_path):
+    done = shell("recipes/quickstart.sh --help", ROOT, tmp_path)
+    assert done.returncode == 0
+    for option in ("--corpus", "--dir", "--seed", "--threads", "--stage", "--stop-stage"):
+        assert option in done.stdout
+
+
+def readme_commands() -> list[str]:
+    """The commands of the README's blocks marked `bash`, in order; those marked otherwise are not run here."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [line.split("  #")[0].strip() for line in joined.split("\n") if line.strip() and not line.startswith("#")]
+
+
+def test_readme_commands_run(tmp_path, reverse_runs):
+    """In a folder with the files that the README speaks of: short texts and a model named as there."""
+    commands = readme_commands()
+    assert any("nmt train" in c for c in commands) and any("nmt evaluate" in c for c in commands)
+    corpus = reverse_runs.folder / "corpus"
+    for split, name in (("train", "train"), ("dev", "dev"), ("test", "test")):
+        for side, language in (("forward", "en"), ("backward", "fr")):
+            text = (corpus / f"{split}.{side}").read_text()
+            (tmp_path / f"{name}.{language}").write_text(text)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    (tmp_path / "runs" / "quickstart" / "soft_beam").symlink_to(reverse_runs.folder / "soft_beam")
+    short = "--data.vocabulary.size 120 --trainer.max_steps 2 --trainer.validate_every 1 --data.dev_lines 5"
+    for command in commands:
+        if command.startswith(("recipes/quickstart.sh", "tests/run.sh", "git ", "cd ", "nmt corpus get")):
+            continue  # tested above, or by those who run it
+        if "nmt train" in command and "--resume" not in command:
+            command += " " + (short if "--from" not in command else short.split(" ", 2)[2])
+        done = shell(command, tmp_path, tmp_path / "cache")
+        assert done.returncode == 0, f"{command}\n{done.stderr}"

@@ -1,0 +1,79 @@
+"""Models trained once for all system tests: seconds each, on one thread."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import nmt
+from nmt.config import TrainConfig
+from nmt.corpus import load_card
+from nmt.fetch import fetch
+from nmt.translator import Translator
+from tests.conftest import ROOT
+
+
+def read_config(name: str, **sections) -> TrainConfig:
+    """A shipped configuration as `nmt train` reads it, with some keys changed."""
+    from nmt.commands.train import _parse
+
+    flags = [f"--{key}={value}" for key, value in sections.items()]
+    return _parse(["--config", str(ROOT / "recipes" / "configs" / name), *flags])[1]
+
+
+@dataclass
+class ReverseRuns:
+    """The generated task, learnt by cross-entropy and then through the soft beam."""
+
+    cross_entropy: Translator
+    soft_beam: Translator
+    folder: Path
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def reverse_runs(tmp_path_factory) -> ReverseRuns:
+    from nmt.training import train
+
+    folder = tmp_path_factory.mktemp("reverse")
+    fetch(load_card("reverse", folder / "corpus"))
+    common = {
+        "data.corpus": "reverse",
+        "data.corpus_dir": str(folder / "corpus"),
+        "data.cache": str(folder / "cache"),
+        "trainer.threads": 1,
+    }
+    began = time.perf_counter()
+    first, second = folder / "cross_entropy", folder / "soft_beam"
+    train(read_config("quickstart_reverse.yaml", run=str(first), **common))
+    train(read_config("quickstart_reverse_soft_beam.yaml", run=str(second), **common), start=first)
+    return ReverseRuns(nmt.load(first), nmt.load(second), folder, time.perf_counter() - began)
+
+
+@pytest.fixture(scope="session")
+def real_translator(corpora, tmp_path_factory) -> Translator:
+    """A small model that has seen Multi30k for half a minute: far from good, but no longer random."""
+    from nmt.training import train
+
+    folder = tmp_path_factory.mktemp("real")
+    text = corpora / "multi30k"
+    config = read_config(
+        "quickstart_reverse.yaml",
+        run=str(folder / "run"),
+        **{
+            "data.train_source": str(text / "train.en.gz"),
+            "data.train_target": str(text / "train.fr.gz"),
+            "data.dev_source": str(text / "val.en.gz"),
+            "data.dev_target": str(text / "val.fr.gz"),
+            "data.dev_lines": 20,
+            "data.vocabulary.size": 1000,
+            "data.cache": str(folder / "cache"),
+            "optimizer.lr": 3e-3,
+            "trainer.threads": 1,
+            "trainer.max_steps": 250,
+            "trainer.validate_every": 250,
+        },
+    )
+    train(config)
+    return nmt.load(folder / "run")

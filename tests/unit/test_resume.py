@@ -1,0 +1,74 @@
+"""2N updates are N updates, a resume, and N more: bit for bit on the CPU."""
+
+import pytest
+import torch
+
+from nmt.run import read_state
+from tests.unit.runs import make_config, train_quietly
+
+N = 6
+
+
+def state_after(folder) -> dict:
+    """All that decides how the run goes on, and the best model; not what time it took."""
+    state = read_state(folder / "last.ckpt")
+    stopper = next(value for name, value in state["callbacks"].items() if "Stopper" in name)
+    return {
+        "weights": state["state_dict"],
+        "optimizer": state["optimizer_states"],
+        "schedule": state["lr_schedulers"],
+        "run": state["run"],
+        "data": state["TranslationData"],
+        "stopper": {name: stopper[name] for name in ("best", "waited")},
+        "update": state["global_step"],
+        "best model": (folder / "model.safetensors").read_bytes(),
+    }
+
+
+def assert_equal(first, second, where=""):
+    assert type(first) is type(second), where
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert list(first) == list(second), where
+        for key in first:
+            assert_equal(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for place, (a, b) in enumerate(zip(first, second, strict=True)):
+            assert_equal(a, b, f"{where}.{place}")
+    else:
+        assert first == second, where
+
+
+CASES = {
+    # The corpus has 5 to 6 batches an epoch: 6 updates end near an epoch's end, 12 in the third epoch.
+    "cross_entropy": {},
+    "plateau": {"optimizer.schedule": "plateau", "optimizer.plateau_patience": 0, "optimizer.warmup": 2},
+    "accumulate": {"trainer.accumulate": 2},
+    "token": {"objective": "soft_beam", "soft_beam.loss": "token"},
+    "expected_bleu": {"objective": "soft_beam", "soft_beam.loss": "expected_bleu", "trainer.accumulate": 2},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("validate_every", [3, 6, 4])
+def test_resume_is_exact(case, validate_every, tmp_path, small_corpus):
+    options = {
+        "model.dropout": 0.3,
+        "data.vocabulary.sampling": 0.2,
+        "trainer.validate_every": validate_every,
+        **CASES[case],
+    }
+    whole = make_config(tmp_path / "whole", small_corpus, {**options, "trainer.max_steps": 2 * N})
+    train_quietly(whole)
+    half = make_config(tmp_path / "half", small_corpus, {**options, "trainer.max_steps": N})
+    train_quietly(half)
+    assert read_state(tmp_path / "half" / "last.ckpt")["global_step"] == N
+    half.trainer.max_steps = 2 * N
+    train_quietly(half, resume=True)
+    expected, found = state_after(tmp_path / "whole"), state_after(tmp_path / "half")
+    if N % validate_every:
+        # The half run ended with a validation that the whole run does not have, and may have kept that model.
+        del expected["best model"], found["best model"]
+    assert_equal(expected, found)
