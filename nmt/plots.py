@@ -132,7 +132,8 @@ def draw_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     for axes in (losses, scores):
         axes.set_xlabel("update")
         axes.grid(alpha=0.3)
-    scores.legend()
+    if runs:
+        scores.legend()
     return figure
 
 

@@ -38,12 +38,10 @@ def count_reference(target: Tensor, lengths: Tensor) -> ReferenceCounts:
     positions = torch.arange(longest, device=target.device)
     inside = positions.unsqueeze(0) < lengths.unsqueeze(1)
     same &= inside.unsqueeze(2) & inside.unsqueeze(1)
-    counts = []
+    counts, words = [], same
     for n in range(1, min(ORDER, longest) + 1):
         if n > 1:
-            same = same[:, :-1, :-1] & diagonal_tail(first, n)
-        else:
-            first = same
+            same = same[:, :-1, :-1] & diagonal_tail(words, n)
         counts.append(same.sum(dim=2).float())
     return ReferenceCounts(lengths, counts)
 

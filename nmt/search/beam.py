@@ -92,7 +92,7 @@ def expand(
     rows, slots, vocabulary = logits.shape
     with torch.no_grad():
         # EOS is set apart: a finished slot's EOS may be its best candidate with the lowest of logits.
-        best, tokens = logits.topk(min(size + 3, vocabulary), dim=2)
+        tokens = logits.topk(min(size + 3, vocabulary), dim=2).indices
         banned = (tokens == model.eos) | (tokens == model.padding) | (tokens == model.bos)
         tokens = torch.cat([tokens, tokens.new_full((rows, slots, 1), model.eos)], dim=2)
         banned = torch.cat([banned, banned.new_zeros(rows, slots, 1)], dim=2)

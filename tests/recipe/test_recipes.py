@@ -57,7 +57,9 @@ def quickstart(tmp_path_factory):
 def test_quickstart_ends_in_a_score_and_pictures(quickstart):
     _, folder, done = quickstart
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"BLEU = [\d.]+ +nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:", done.stdout)) == 2
+    assert (
+        len(re.findall(r"BLEU = [\d.]+ +nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:", done.stdout)) == 2
+    )
     assert done.stdout.count("source  ") == done.stdout.count("reference  ") == 10
     for name in ("attention.png", "beam.png", "curves.png", "soft_beam/model.safetensors"):
         path = folder / "out" / name
@@ -86,7 +88,11 @@ def test_quickstart_takes_up_where_it_stopped(quickstart):
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [("--corpsu reverse", "unknown option --corpsu"), ("--stage x", "'x' is not a number"), ("--corpus", "needs a value")],
+    [
+        ("--corpsu reverse", "unknown option --corpsu"),
+        ("--stage x", "'x' is not a number"),
+        ("--corpus", "needs a value"),
+    ],
 )
 def test_quickstart_explains_a_wrong_flag(flags, words, tmp_path):
     done = shell(f"recipes/quickstart.sh {flags}", ROOT, tmp_path)

@@ -154,23 +154,24 @@ def slow_soft_beam(model, source, target, config):
             column = A[:, m].tolist()
             for weight, (_, l, _) in zip(column, candidates, strict=True):
                 mix[m, l] += weight
-            mixed_embedding.append(sum(a * model.embed(torch.tensor(v)) for a, (_, _, v) in zip(column, candidates)))
-            new["scores"].append(sum(a * s for a, (s, _, _) in zip(column, candidates)))
+            tokens = [model.embed(torch.tensor(v)) for _, _, v in candidates]
+            mixed_embedding.append(sum(a * token for a, token in zip(column, tokens, strict=True)))
+            new["scores"].append(sum(a * s for a, (s, _, _) in zip(column, candidates, strict=True)))
             new["finished"].append(
-                sum(a * max(finished[l], float(v == EOS)) for a, (_, l, v) in zip(column, candidates))
+                sum(a * max(finished[l], float(v == EOS)) for a, (_, l, v) in zip(column, candidates, strict=True))
             )
             old = [
                 [sum(float(mix[m, l]) * rows[l][i][j] for l in range(k)) for j in range(len(reference))]
                 for i in range(position)
             ]
             fresh = [
-                sum(a * (1 - finished[l]) * (v == gold) for a, (_, l, v) in zip(column, candidates))
+                sum(a * (1 - finished[l]) * (v == gold) for a, (_, l, v) in zip(column, candidates, strict=True))
                 for gold in reference
             ]
             new["rows"].append([*old, fresh])
             new["lengths"].append(
                 sum(float(mix[m, l]) * lengths[l] for l in range(k))
-                + sum(a * (1 - finished[l]) * (v != EOS) for a, (_, l, v) in zip(column, candidates))
+                + sum(a * (1 - finished[l]) * (v != EOS) for a, (_, l, v) in zip(column, candidates, strict=True))
             )
         states = tuple(tuple((mix @ part[0])[None] for part in layer) for layer in states)
         embeddings = torch.stack(mixed_embedding)[None]

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 
+from nmt.lines import read_lines
 from nmt.objectives.soft_bleu import count_reference, soft_bleu
 
 tokens = st.lists(st.integers(4, 8), max_size=12)
@@ -58,12 +59,7 @@ def test_equals_sacrebleu_on_one_hot_input(pairs):
 
 def test_real_sentences(corpora):
     """The agreement holds on text: reference against reference of WMT21, words as ids."""
-    import gzip
-
-    first, second = (
-        gzip.open(corpora / "wmt21_de-en" / f"ref.{side}.en.gz", "rt", encoding="utf-8").read().split("\n")[:200]
-        for side in "AB"
-    )
+    first, second = (read_lines(corpora / "wmt21_de-en" / f"ref.{side}.en.gz")[:200] for side in "AB")
     ids: dict[str, int] = {}
     for hypothesis, reference in zip(first, second, strict=True):
         pair = [[ids.setdefault(word, len(ids)) for word in line.split()] for line in (hypothesis, reference)]

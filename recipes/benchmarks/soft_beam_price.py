@@ -1,0 +1,114 @@
+"""The price of training through the soft beam: one step of each objective on the same batches, side by side.
+
+Forward and backward, no optimiser. Time is CPU time on the CPU and wall time on a GPU, the median over rounds in which
+the objectives take turns; memory is the peak above what the model and the batch take. Each objective's ratio is to
+cross-entropy of the same run.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from machine import describe
+
+from nmt.batching import Batch
+from nmt.models import RNNsearch, RNNsearchConfig
+from nmt.objectives import CrossEntropy, CrossEntropyConfig, SoftBeam, SoftBeamConfig
+from nmt.search import SoftSearchConfig
+
+OBJECTIVES = ("cross_entropy", "token", "expected_bleu")
+
+
+def make(name: str, chosen: argparse.Namespace):
+    if name == "cross_entropy":
+        return CrossEntropy(CrossEntropyConfig())
+    search = SoftSearchConfig(beam_size=chosen.beam_size, candidates=chosen.candidates)
+    return SoftBeam(SoftBeamConfig(loss=name, search=search))
+
+
+def batch_of(chosen: argparse.Namespace, seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def side() -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.randint(4, chosen.vocabulary, (chosen.rows, chosen.length), generator=generator)
+        lengths = torch.randint(chosen.length * 3 // 4, chosen.length + 1, (chosen.rows,), generator=generator)
+        lengths[0] = chosen.length
+        for row, length in enumerate(lengths.tolist()):
+            ids[row, length - 1], ids[row, length:] = 3, 0
+        return ids, lengths
+
+    return Batch(*side(), *side(), indices=list(range(chosen.rows)), epoch=0)
+
+
+def step(objective, model, batch) -> None:
+    model.zero_grad()
+    objective(model, batch).value.backward()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak(name: str, words: list[str]) -> float:
+    """Peak memory of some steps of one objective in a process of its own, in MiB above its start."""
+    command = [sys.executable, __file__, *words, "--only", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def resident_peak() -> float:
+    """Peak resident memory of this process since its mark was reset, in MiB (Linux)."""
+    lines = Path("/proc/self/status").read_text().split("\n")
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {
+        "rows": 64, "length": 25, "vocabulary": 8000, "embedding": 256, "hidden": 256, "beam_size": 5,
+        "candidates": 20, "rounds": 5, "threads": 1,
+    }.items():  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--only", default=None, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    config = RNNsearchConfig(embedding=chosen.embedding, hidden=chosen.hidden)
+    model = RNNsearch(config, chosen.vocabulary, chosen.vocabulary).to(device)
+    batches = [batch_of(chosen, seed).to(device) for seed in range(3)]
+    if chosen.only:
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            step(make(chosen.only, chosen), model, batches[0])
+            print((torch.cuda.max_memory_allocated() - before) / 2**20)
+        else:
+            # ru_maxrss would hold the parent's peak; the kernel's own mark can be reset.
+            Path("/proc/self/clear_refs").write_text("5")
+            before = resident_peak()
+            step(make(chosen.only, chosen), model, batches[0])
+            print(resident_peak() - before)
+        return
+    print(describe())
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    seconds: dict[str, list[float]] = {name: [] for name in OBJECTIVES}
+    for round_ in range(chosen.rounds + 1):
+        for name in OBJECTIVES:
+            began = clock()
+            step(make(name, chosen), model, batches[round_ % len(batches)])
+            if round_:  # the first warms up
+                seconds[name].append(clock() - began)
+    print(f"\n{'objective':<16}{'seconds':>9}{'ratio':>7}{'peak MiB':>10}{'ratio':>7}")
+    first_time = statistics.median(seconds["cross_entropy"])
+    first_peak = 0.0
+    for name in OBJECTIVES:
+        median, memory = statistics.median(seconds[name]), peak(name, sys.argv[1:])
+        first_peak = first_peak or memory
+        print(f"{name:<16}{median:>9.3f}{median / first_time:>7.2f}{memory:>10.0f}{memory / first_peak:>7.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Pictures are made, hold what they should, and say what is wrong."""
+
+import pytest
+import torch
+from matplotlib.text import Text
+
+from nmt.checkpoint import Checkpoint
+from nmt.errors import UserError
+from nmt.plots import draw_attention, draw_beam, draw_curves, save_figure, trace_beam
+from nmt.search import SoftSearchConfig
+from nmt.translator import Translator
+from nmt.vocabulary import Vocabulary, VocabularyConfig
+
+LINE = "the cat sees the dog"
+
+
+@pytest.fixture
+def translator(tiny_model) -> Translator:
+    lines = ["the cat sees the dog", "a dog sees a cat", "the bird eats", "a cat eats a bird"] * 5
+    vocabulary = Vocabulary.train(lines, VocabularyConfig(size=30))
+    return Translator(Checkpoint(tiny_model(vocabulary=len(vocabulary)), vocabulary, vocabulary))
+
+
+def words_of(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_attention_shows_every_piece(translator):
+    translation = translator.search([LINE], attention=True)[0][0]
+    words = words_of(draw_attention(translation))
+    for piece in [*translation.source_pieces, *translation.pieces]:
+        assert piece in words
+
+
+def test_attention_of_a_blank_line_is_refused(translator):
+    with pytest.raises(UserError, match="blank"):
+        draw_attention(translator.search([""], attention=True)[0][0])
+
+
+def test_trace_holds_one_distribution_a_slot(translator):
+    trace = trace_beam(translator, LINE, SoftSearchConfig(3, 12, 0.4), steps=6)
+    assert 1 <= len(trace) <= 6
+    for before, step in zip([None, *trace[:-1]], trace, strict=True):
+        assert len(step.pieces) == 3 and step.weights.shape == (3,)
+        assert ((step.weights > 0) & (step.weights <= 1 + 1e-6)).all()
+        assert step.parents.shape == (3, 1 if before is None else 3)
+        torch.testing.assert_close(step.parents.sum(1), torch.ones(3))
+        assert step.scores.tolist() == sorted(step.scores.tolist(), reverse=True)
+
+
+def test_trace_at_temperature_zero_shows_the_beam_itself(translator):
+    """Best pieces weigh 1, and the first step shows the three best first tokens of the model."""
+    trace = trace_beam(translator, LINE, SoftSearchConfig(3, 12, 1e-6), steps=3)
+    torch.testing.assert_close(trace[0].weights, torch.ones(3))
+    model, ids = translator.model, translator.source_vocabulary.encode([LINE])[0]
+    with torch.no_grad():
+        memory = model.encode(torch.tensor([[*ids, 3]]), torch.tensor([len(ids) + 1]))
+        logits, _ = model.step(model.embed(torch.tensor([[model.bos]])), model.start(memory), memory)
+    logits[..., [model.padding, model.bos]] = -torch.inf
+    best = logits[0, 0].topk(3).indices.tolist()
+    assert trace[0].pieces == translator.target_vocabulary.pieces(best)
+    ]
+
+
+def test_beam_picture_shows_slots_and_pieces(translator):
+    trace = trace_beam(translator, LINE, SoftSearchConfig(3, 12, 0.4), steps=4)
+    words = words_of(draw_beam(trace))
+    assert all(piece in words for step in trace for piece in step.pieces)
+    assert all(f"slot {slot}" in words for slot in (1, 2, 3))
+
+
+def test_curves_have_a_line_a_run_and_the_numbers(tmp_path):
+    reports = [{"step": 10, "loss": 3.0}, {"step": 10, "dev/bleu": 5.0}, {"step": 20, "loss": 2.0}]
+    figure = draw_curves({"first": reports, "second": reports})
+    losses, scores = figure.axes
+    assert [line.get_label() for line in scores.get_lines()] == ["first", "second"]
+    assert losses.get_lines()[0].get_xydata().tolist() == [[10, 3], [20, 2]]
+    for name in ("curves.png", "curves.svg", "curves.pdf"):
+        save_figure(figure, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_unknown_picture_format_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"\.jpgg|known picture format"):
+        save_figure(draw_curves({}), tmp_path / "x.jpgg")
+    assert list(tmp_path.iterdir()) == []
