@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from nmt.batching import Batch
 from nmt.lines import atomic_path
+from nmt.module import TranslationModule
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,8 @@ class Journal(pl.Callback):
         figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("dev/")}
         if not figures:
             return
+        if isinstance(pl_module, TranslationModule) and pl_module.dev_score is not None:
+            figures["dev/bleu"] = pl_module.dev_score.value  # Lightning rounds to float32
         seconds = time.perf_counter() - self.validation_began
         self.began += seconds  # the time of a validation is not training time
         self._write({"step": trainer.global_step, **figures, "dev/seconds": seconds})

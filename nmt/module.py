@@ -85,7 +85,7 @@ class TranslationModule(pl.LightningModule):
         features = self.model.teacher_force(
             shifted(self.model, batch.target), self.model.encode(batch.source, batch.source_lengths)
         )
-        _, nll = smoothed_nll(self.model.project(features), batch.target, self.model.padding, 0.0)
+        nll = smoothed_nll(self.model.project(features), batch.target, self.model.padding, 0.0)[1]
         self.dev_nll += nll.double()
         self.dev_tokens += int(batch.target_lengths.sum())
 

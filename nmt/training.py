@@ -14,7 +14,7 @@ import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from nmt.checkpoint import Checkpoint, find_model, load_checkpoint
-from nmt.config import TrainConfig
+from nmt.config import TrainConfig, TrainerConfig
 from nmt.data_module import TranslationData
 from nmt.errors import UserError
 from nmt.journal import Journal
@@ -52,6 +52,7 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
         UserError: a mistake in the configuration, the data or the folder.
     """
     folder = RunFolder(config.run)
+    accelerator(config.trainer)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     if not resume:
@@ -157,7 +158,7 @@ def make_trainer(config: TrainConfig, folder: RunFolder, callbacks: Sequence[pl.
     with warnings.catch_warnings():
         _silence_lightning()
         return pl.Trainer(
-            accelerator=settings.device,
+            accelerator=accelerator(settings),
             devices=1,
             precision=precision[settings.precision],
             max_steps=updates,
@@ -176,6 +177,24 @@ def make_trainer(config: TrainConfig, folder: RunFolder, callbacks: Sequence[pl.
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
+
+
+def accelerator(settings: TrainerConfig) -> str:
+    """Lightning's name of what is computed on: "cuda" or "cpu".
+
+    Raises:
+        UserError: a GPU is asked for, or needed for the precision, and there is none.
+    """
+    found = torch.cuda.is_available()
+    if settings.device == "gpu" and not found:
+        raise UserError(
+            "trainer.device is gpu, but torch finds none; give auto or cpu, or install a CUDA build of torch"
+        )
+    if found and settings.device != "cpu":
+        return "cuda"
+    if settings.precision == "16":
+        raise UserError("trainer.precision is 16, which needs a GPU; give 32 or bf16")
+    return "cpu"
 
 
 def write_config(path: Path, config: TrainConfig) -> None:

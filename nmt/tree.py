@@ -17,7 +17,7 @@ Tree = TypeVar("Tree", bound=Any)
 def map_tree(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
     """Applies `function` leaf by leaf to trees of one shape."""
     if isinstance(tree, Tensor):
-        return function(tree, *others)
+        return function(tree, *others)  # type: ignore[return-value]
     parts = [map_tree(function, *branch) for branch in zip(tree, *others, strict=True)]
     return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
 
@@ -47,7 +47,7 @@ def mix_slots(tree: Tree, weights: Tensor) -> Tree:
     """
 
     def mix(leaf: Tensor) -> Tensor:
-        mixed = torch.bmm(weights.to(leaf.dtype), leaf.flatten(2))
+        mixed = torch.bmm(weights.to(leaf.dtype), leaf.reshape(*leaf.shape[:2], -1))
         return mixed.view(*mixed.shape[:2], *leaf.shape[2:])
 
     return map_tree(mix, tree)

@@ -45,6 +45,37 @@ def small_corpus(tmp_path_factory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.fixture(scope="session")
+def finished_run(small_corpus, tmp_path_factory) -> Path:
+    """Folder of a run of 8 updates; tests must not change it."""
+    from tests.unit.runs import make_config, train_quietly
+
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    train_quietly(make_config(folder, small_corpus, {"trainer.max_steps": 8}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(small_corpus):
+    """A function that makes checkpoints of random models with real vocabularies (joint or separate)."""
+    from nmt.checkpoint import Checkpoint
+    from nmt.corpus import pairs_from_files
+    from nmt.vocabulary import VocabularyConfig, train_vocabularies
+
+    pairs = pairs_from_files(small_corpus / "train.source", small_corpus / "train.target")
+
+    def make(joint: bool = True, seed: int = 0, **config) -> Checkpoint:
+        vocabularies = train_vocabularies(pairs, VocabularyConfig(size=80 if joint else 60, joint=joint))
+        torch.manual_seed(seed)
+        shape = RNNsearchConfig(**{"embedding": 8, "hidden": 10, **config})
+        model = RNNsearch(shape, *map(len, vocabularies)).eval()
+        with torch.no_grad():
+            model.output.weight.mul_(2)
+        return Checkpoint(model, *vocabularies, {"languages": {"source": "aa", "target": "bb"}})
+
+    return make
+
+
 def random_batch(rows: int, vocabulary: int, longest: int, seed: int = 0, shortest: int = 2):
     """A batch of random ids that end in EOS; lengths count it."""
     from nmt.batching import Batch

@@ -59,7 +59,6 @@ def test_trace_at_temperature_zero_shows_the_beam_itself(translator):
     logits[..., [model.padding, model.bos]] = -torch.inf
     best = logits[0, 0].topk(3).indices.tolist()
     assert trace[0].pieces == translator.target_vocabulary.pieces(best)
-    ]
 
 
 def test_beam_picture_shows_slots_and_pieces(translator):
