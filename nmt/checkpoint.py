@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from nmt.errors import UserError
 from nmt.lines import atomic_path
@@ -75,11 +75,10 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "aliases": aliases,
         "info": checkpoint.info,
     }
+    # Written by us, not by safetensors, whose files only their owner may read.
+    content = save(tensors, metadata={"nmt": json.dumps(header, sort_keys=True)})
     with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"nmt": json.dumps(header, sort_keys=True)})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        temporary.write_bytes(content)
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:

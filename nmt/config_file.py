@@ -1,14 +1,27 @@
-"""Configuration files, looked through before they are parsed, so that a mistake is told in its own terms."""
+"""Configuration files: looked through before they are parsed, written, and compared with what was asked."""
 
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 
 from nmt.errors import UserError, did_you_mean
+from nmt.lines import atomic_path
+
+if TYPE_CHECKING:
+    from nmt.config import TrainConfig
+
+MAY_CHANGE = {
+    *("run", "data.cache", "data.corpus", "data.corpus_dir"),
+    *("data.train_source", "data.train_target", "data.dev_source", "data.dev_target"),
+    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_minutes", "trainer.patience"),
+    *("trainer.log_every", "trainer.device", "trainer.threads"),
+}
+"""What a resumed run may set anew: where things lie (checksums see to what they hold), when to end, how to
+compute. With anything else it would be another run."""
 
 
 def check_config_file(path: str | Path, kind: type) -> None:
@@ -46,6 +59,33 @@ def check_config_file(path: str | Path, kind: type) -> None:
             raise UserError(f"{path}: {key} is {value!r}; it is a section, give keys below it")
 
 
+def write_config(path: Path, config: "TrainConfig") -> None:
+    """Writes a configuration that `read_config` and `nmt train --config` understand."""
+    values = dataclasses.asdict(config)
+    values["optimizer"]["betas"] = list(values["optimizer"]["betas"])
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def check_resumable(saved: "TrainConfig", asked: "TrainConfig") -> None:
+    """Makes sure that a resumed run stays the same run.
+
+    Raises:
+        UserError: a setting outside `MAY_CHANGE` differs.
+    """
+    before, now_ = _flat(dataclasses.asdict(saved)), _flat(dataclasses.asdict(asked))
+    changed = [
+        f"{name} is {now_[name]} instead of {value}"
+        for name, value in before.items()
+        if now_[name] != value and name not in MAY_CHANGE
+    ]
+    if changed:
+        raise UserError(
+            f"--resume goes on with the same run, but {', '.join(changed)}; leave that out, or begin a new run "
+            "with --from"
+        )
+
+
 def keys_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted names of all fields of a dataclass and of the dataclasses in it, with their types."""
     types = get_type_hints(kind)
@@ -78,3 +118,13 @@ def _walk(content: Any, path: str | Path, prefix: str = "") -> Iterator[tuple[st
 
 def _describe(content: Any) -> str:
     return "a list" if isinstance(content, list) else f"the plain value {str(content)[:40]!r}"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return result

@@ -35,6 +35,7 @@ class Journal(pl.Callback):
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.reported = 0
+        self.lr = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -59,6 +60,10 @@ class Journal(pl.Callback):
             self.bar.start()
         self._reset()
 
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        # When the batch has ended, the schedule has gone on to the next update.
+        self.lr = optimizer.param_groups[0]["lr"]
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -80,7 +85,7 @@ class Journal(pl.Callback):
             if name.startswith("train/")
         }
         figures |= {
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": self.lr,
             "source_tokens_per_second": self.source_tokens / seconds,
             "target_tokens_per_second": self.target_tokens / seconds,
             "padding": 1 - (self.source_tokens + self.target_tokens) / self.cells,

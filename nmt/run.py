@@ -10,6 +10,7 @@ tensorboard/        the same for TensorBoard
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,12 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
 
     def check_free(self) -> None:
-        """Makes sure that a new run may begin here.
+        """Makes sure that a new run may begin here. One that has saved nothing yet may begin again.
 
         Raises:
-            UserError: there is a run already.
+            UserError: there is a run, or a model, already.
         """
-        if self.config.exists():
+        if self.last.exists():
             raise UserError(
                 f"{self.path} holds a run already; go on with it by --resume {self.path}, or give another --run"
             )
@@ -61,6 +62,8 @@ class RunFolder:
         self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            for left in (self.manifest, self.metrics):
+                left.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{self.path} cannot be made ({error.strerror}); give another --run") from None
         if not os.access(self.path, os.W_OK | os.X_OK):
@@ -77,7 +80,7 @@ class RunFolder:
         if not self.last.exists():
             raise UserError(
                 f"{self.path} stopped before its first checkpoint (no last.ckpt), so there is nothing to go "
-                "on from; remove the folder and train anew"
+                "on from; train anew without --resume"
             )
         source, target = (tensor.numpy().tobytes() for tensor in read_state(self.last, mmap=True)["vocabularies"])
         first = Vocabulary(source)
@@ -120,9 +123,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             try:
                 torch.save(checkpoint, temporary)
             except RuntimeError as error:
-                # torch's zip writer hides the operating system's error behind its own.
-                cause = str(error).splitlines()[0]
-                raise OSError(f"{cause}; the disk may be full, the last good checkpoint stays") from error
+                # torch's zip writer hides the operating system's error behind a position in its own source.
+                raise OSError("the disk may be full; make room, the last good checkpoint stays") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         return read_state(path)
@@ -140,7 +142,8 @@ def read_state(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """
     try:
         # Nothing in a checkpoint may run: tensors and plain values only.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         if not isinstance(state, dict) or not {"state_dict", "vocabularies", "run"} <= set(state):
             raise ValueError("it lacks the state of a run")
     except Exception as error:

@@ -54,7 +54,7 @@ class Stopper(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TranslationModule) and pl_module.dev_score is not None
-        if False:
+        if not pl_module.regular_validation:
             return
         value = pl_module.dev_score.value
         self.waited = 0 if value > self.best else self.waited + 1

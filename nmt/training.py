@@ -10,15 +10,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from nmt.checkpoint import Checkpoint, find_model, load_checkpoint
 from nmt.config import TrainConfig, TrainerConfig
+from nmt.config_file import write_config
 from nmt.data_module import TranslationData
 from nmt.errors import UserError
 from nmt.journal import Journal
-from nmt.lines import atomic_path
 from nmt.manifest import describe_software, now, read_manifest, update_manifest
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.module import TranslationModule
@@ -26,15 +25,6 @@ from nmt.run import AtomicCheckpointIO, RunFolder, Saver
 from nmt.stopper import Stopper
 
 logger = logging.getLogger(__name__)
-
-MAY_CHANGE = {
-    *("run", "data.cache", "data.corpus", "data.corpus_dir"),
-    *("data.train_source", "data.train_target", "data.dev_source", "data.dev_target"),
-    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_minutes", "trainer.patience"),
-    *("trainer.log_every", "trainer.device", "trainer.threads"),
-}
-"""What a resumed run may set anew: where things lie (checksums see to what they hold), when to end, how to
-compute. With anything else it would be another run."""
 
 
 def train(config: TrainConfig, start: str | Path | None = None, resume: bool = False) -> Checkpoint:
@@ -64,7 +54,7 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
         vocabularies = folder.vocabularies()
     elif found is not None:
         vocabularies = (found.source_vocabulary, found.target_vocabulary)
-        config.model = shape_of(found, config.model)
+        config = dataclasses.replace(config, model=shape_of(found, config.model))
     data = TranslationData(config.data, config.seed, vocabularies)
     checkpoint = build_checkpoint(config, data)
     if found is not None and start is not None:
@@ -195,43 +185,6 @@ def accelerator(settings: TrainerConfig) -> str:
     if settings.precision == "16":
         raise UserError("trainer.precision is 16, which needs a GPU; give 32 or bf16")
     return "cpu"
-
-
-def write_config(path: Path, config: TrainConfig) -> None:
-    """Writes a configuration that `read_config` and `nmt train --config` understand."""
-    values = dataclasses.asdict(config)
-    values["optimizer"]["betas"] = list(values["optimizer"]["betas"])
-    with atomic_path(path) as temporary:
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False))
-
-
-def check_resumable(saved: TrainConfig, asked: TrainConfig) -> None:
-    """Makes sure that a resumed run stays the same run.
-
-    Raises:
-        UserError: a setting outside `MAY_CHANGE` differs.
-    """
-    before, now_ = _flat(dataclasses.asdict(saved)), _flat(dataclasses.asdict(asked))
-    changed = [
-        f"{name} is {now_[name]} instead of {value}"
-        for name, value in before.items()
-        if now_[name] != value and name not in MAY_CHANGE
-    ]
-    if changed:
-        raise UserError(
-            f"--resume goes on with the same run, but {', '.join(changed)}; leave that out, or begin a new run "
-            "with --from"
-        )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            result |= _flat(value, f"{prefix}{name}.")
-        else:
-            result[prefix + name] = tuple(value) if isinstance(value, list) else value
-    return result
 
 
 def _silence_lightning() -> None:

@@ -33,7 +33,8 @@ def main(words: list[str]) -> None:
             check_config_file(path, TrainConfig)
     # The run's own configuration first: flags stand on top of it and are seen to differ.
     chosen, config = _parse(words if saved is None else ["--config", str(saved), *words])
-    from nmt.training import check_resumable, train
+    from nmt.config_file import check_resumable
+    from nmt.training import train
 
     if saved is None:
         train(config, start=chosen.start)

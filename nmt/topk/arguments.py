@@ -40,8 +40,10 @@ def check_k(k: int, n: int) -> None:
 def check_temperature(temperature: float | Tensor, scores: Tensor) -> float | Tensor:
     """Returns a number, or a float64 tensor of shape () or scores.shape[:-1] that keeps its graph.
 
+    The values of a tensor are checked where they may be read (`refuse_temperature`): not under vmap or compile.
+
     Raises:
-        ValueError: a temperature that is not finite and positive, or a shape that does not fit the rows.
+        ValueError: a number that is not finite and positive, or a shape that does not fit the rows.
     """
     if not isinstance(temperature, Tensor):
         if not (0 < temperature < math.inf):
@@ -53,11 +55,21 @@ def check_temperature(temperature: float | Tensor, scores: Tensor) -> float | Te
             f"temperature must be a number, a 0-d tensor or one value a row, shape {tuple(rows)}, "
             f"not shape {tuple(temperature.shape)}"
         )
+    return temperature.to(device=scores.device, dtype=torch.float64)
+
+
+def refuse_temperature(temperature: float | Tensor) -> None:
+    """Checks the values of a tensor.
+
+    Raises:
+        ValueError: a temperature that is not finite and positive.
+    """
+    if not isinstance(temperature, Tensor):
+        return
     good = (temperature > 0) & (temperature < math.inf)
     if not bool(good.all()):
         bad = temperature.detach()[~good].flatten()[0].item()
         raise ValueError(f"temperature must be finite and > 0 in every row, not {bad}: for T = 0 use hard_topk")
-    return temperature.to(device=scores.device, dtype=torch.float64)
 
 
 def refuse_values(best: Tensor, shape: torch.Size, largest: bool) -> None:
@@ -86,18 +98,29 @@ def refuse_values(best: Tensor, shape: torch.Size, largest: bool) -> None:
 
 
 def check_k_rows(k: Tensor, scores: Tensor) -> Tensor:
-    """Returns numbers of selected candidates as float64 of shape () or scores.shape[:-1], with their graph.
+    """Returns numbers of selected candidates as float64 of shape () or scores.shape[:-1], with their graph; their
+    values are for `refuse_k`.
 
     Raises:
-        ValueError: a value outside (0, n], or a shape that does not fit the rows.
+        ValueError: a shape that does not fit the rows.
     """
-    rows, n = scores.shape[:-1], scores.shape[-1]
+    rows = scores.shape[:-1]
     if k.dim() and k.shape != rows:
         raise ValueError(
             f"k must be an int, a 0-d tensor or one value a row, shape {tuple(rows)}, not shape {tuple(k.shape)}"
         )
+    return k.to(device=scores.device, dtype=torch.float64)
+
+
+def refuse_k(k: int | Tensor, n: int) -> None:
+    """Checks the values of a tensor.
+
+    Raises:
+        ValueError: a value outside (0, n].
+    """
+    if not isinstance(k, Tensor):
+        return
     good = (k > 0) & (k <= n)
     if not bool(good.all()):
         bad = k.detach()[~good].flatten()[0].item()
         raise ValueError(f"k must lie in (0, {n}] (the number of candidates) in every row, not {bad}")
-    return k.to(device=scores.device, dtype=torch.float64)

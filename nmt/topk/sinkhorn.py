@@ -11,7 +11,7 @@ max C / 2 here. Gradients are those of the iterations.
 import torch
 from torch import Tensor
 
-from nmt.topk.arguments import check_k, check_scores, check_temperature, refuse_values
+from nmt.topk.arguments import check_k, check_scores, check_temperature, refuse_temperature, refuse_values
 
 # The logarithm of no mass: -inf would give gradients of NaN.
 _NOTHING = -1e300
@@ -75,6 +75,7 @@ def _run(
     check_scores(scores)
     check_k(k, scores.shape[-1])
     temperature = check_temperature(temperature, scores)
+    refuse_temperature(temperature)
     if iterations < 1 or not tolerance >= 0:
         raise ValueError(f"iterations must be >= 1 and tolerance >= 0, not {iterations} and {tolerance}")
     x = scores if largest else -scores

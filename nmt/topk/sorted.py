@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from nmt.topk.arguments import check_k, check_scores, check_temperature, refuse_values
+from nmt.topk import compiled
+from nmt.topk.arguments import check_k, check_scores, check_temperature, refuse_temperature, refuse_values
+from nmt.topk.derivatives import pull_sorted, push_sorted
+from nmt.topk.rows import fold_rows, fold_values, total
 from nmt.topk.screening import Candidates, Certificate, flat_positions, of_rows, screen, tail_sums, tail_weights
 from nmt.topk.thresholds import RESIDUAL, RESIDUAL_SINGLE, Plan, offsets_of, pull_back, solve
 
@@ -23,7 +25,8 @@ from nmt.topk.thresholds import RESIDUAL, RESIDUAL_SINGLE, Plan, offsets_of, pul
 def sorted_soft_topk(scores: Tensor, k: int, temperature: float | Tensor, *, largest: bool = True) -> Tensor:
     """Soft indicators of the best, the second best, ..., the k-th best candidate of each row.
 
-    Differentiable once, in the scores and in the temperature, by the implicit function theorem.
+    Differentiable in the scores and in the temperature by the implicit function theorem: once from the screened
+    candidates; again, or forward (`torch.func.jvp`), in O(n k) memory. `torch.func.vmap` and `torch.compile` work.
 
     Args:
         scores: (..., n), any leading shape. -inf masks a candidate (+inf with `largest=False`).
@@ -45,91 +48,136 @@ def sorted_soft_topk(scores: Tensor, k: int, temperature: float | Tensor, *, lar
     n = scores.shape[-1]
     check_k(k, n)
     temperature = check_temperature(temperature, scores)
+    if torch.compiler.is_compiling():
+        of_t = torch.as_tensor(temperature, dtype=torch.float64, device=scores.device)
+        return compiled.ranked(scores, k, of_t, largest)
     rows = (scores if largest else -scores).reshape(-1, n).contiguous()
     if isinstance(temperature, Tensor) and temperature.dim():
         temperature = temperature.reshape(-1)
-    weights: Tensor = _SortedSoftTopk.apply(rows, k, temperature, scores.shape[:-1], largest)
+    weights: Tensor = _SortedSoftTopk.apply(rows, k, temperature, scores.shape[:-1], largest, [])[0]
     return weights.view(*scores.shape, k)
 
 
+def solve_rows(
+    rows: Tensor, k: int, temperature: float | Tensor, shape: torch.Size, largest: bool
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """The weights (rows, n, k) of scores (rows, n), the solution (rows, 2, k) of `derivatives`, and what the
+    first-order backward keeps, nine entries a part of the rows.
+
+    `shape` and `largest` name a row and a value that is refused.
+    """
+    refuse_temperature(temperature)
+
+    def solver(candidates: Candidates) -> tuple[tuple[Tensor, ...], Certificate | None]:
+        _, order, values, _, log_tail = candidates
+        if candidates.rows is None:
+            refuse_values(values[:, 0], shape, largest)
+        offsets, middles, finite = offsets_of(values, k, of_rows(temperature, candidates.rows))
+        middle = offsets[:, 1, k - 1]
+        if log_tail is not None:
+            log_tail = log_tail + middle
+        plan, u = solve(offsets, log_tail, tolerance)
+        solution = torch.stack((middles, u), 1)
+        if finite is not None:
+            # Masked candidates that fill an empty slot weigh nothing; the padding goes.
+            plan = Plan(*(part[:, :, : order.shape[1]] for part in plan))
+            plan = plan._replace(p=plan.p * finite.unsqueeze(1)[:, :, : order.shape[1]])
+        if log_tail is None:
+            return (*plan, solution), None
+        log_mass = log_tail - u[:, 0]
+        # The tail is all in slot k, which holds a mass of one.
+        log_bound = log_mass + (offsets[:, 1:, -1] - u).amax(-1)
+        return (*plan, solution, log_mass.exp(), middle - u[:, 0]), Certificate(log_bound, log_mass)
+
+    batch, n = rows.shape
+    tolerance = RESIDUAL if rows.dtype == torch.float64 else RESIDUAL_SINGLE
+    weights = rows.new_empty(batch, n, k)
+    solutions = rows.new_empty(batch, 2, k, dtype=torch.float64)
+    kept: list[Tensor | None] = []
+    for candidates, (p, c, d, solution, *tail) in screen(rows, k, temperature, k + 1, solver):
+        chosen, order = candidates.rows, candidates.order
+        if tail:
+            assert candidates.reference is not None
+            part = tail_weights(rows, chosen, order, candidates.reference, tail[1], temperature)
+            dense = torch.zeros_like(weights) if chosen is None else weights.new_zeros(len(chosen), n, k)
+            dense[..., -1] = part
+            weights = dense if chosen is None else weights.index_copy_(0, chosen, dense)
+        where = flat_positions(chosen, order, n)
+        weights.view(-1, k).index_copy_(0, where, p[:, 1:].flip(1).mT.reshape(-1, k).to(rows.dtype))
+        solutions = solution if chosen is None else solutions.index_copy_(0, chosen, solution)
+        kept += [chosen, where, p, c, d, *((order, candidates.reference, *tail) if tail else (None,) * 4)]
+    return weights, solutions.nan_to_num_(), kept
+
+
 class _SortedSoftTopk(torch.autograd.Function):
+    # `kept`: see the plain operator.
+
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, k: int, temperature: float | Tensor, shape: torch.Size, largest: bool
-    ) -> Tensor:
-        def solver(candidates: Candidates) -> tuple[tuple[Tensor, ...], Certificate | None]:
-            _, order, values, _, log_tail = candidates
-            if candidates.rows is None:
-                refuse_values(values[:, 0], shape, largest)
-            offsets, finite = offsets_of(values, k, of_rows(temperature, candidates.rows))
-            middle = offsets[:, 1, k - 1]
-            if log_tail is not None:
-                log_tail = log_tail + middle
-            plan, u = solve(offsets, log_tail, tolerance)
-            if finite is not None:
-                # Masked candidates that fill an empty slot weigh nothing; the padding goes.
-                plan = Plan(*(part[:, :, : order.shape[1]] for part in plan))
-                plan = plan._replace(p=plan.p * finite.unsqueeze(1)[:, :, : order.shape[1]])
-            if log_tail is None:
-                return plan, None
-            log_mass = log_tail - u[:, 0]
-            # The tail is all in slot k, which holds a mass of one.
-            log_bound = log_mass + (offsets[:, 1:, -1] - u).amax(-1)
-            return (*plan, log_mass.exp(), middle - u[:, 0]), Certificate(log_bound, log_mass)
-
-        batch, n = rows.shape
-        tolerance = RESIDUAL if rows.dtype == torch.float64 else RESIDUAL_SINGLE
-        weights = rows.new_empty(batch, n, k)
-        number = None if isinstance(temperature, Tensor) else temperature
-        saved: list[Tensor | None] = [rows, temperature if isinstance(temperature, Tensor) else None]
-        for candidates, (p, c, d, *tail) in screen(rows, k, temperature, k + 1, solver):
-            chosen, order = candidates.rows, candidates.order
-            if tail:
-                assert candidates.reference is not None
-                part = tail_weights(rows, chosen, order, candidates.reference, tail[1], temperature)
-                dense = torch.zeros_like(weights) if chosen is None else weights.new_zeros(len(chosen), n, k)
-                dense[..., -1] = part
-                weights = dense if chosen is None else weights.index_copy_(0, chosen, dense)
-            where = flat_positions(chosen, order, n)
-            weights.view(-1, k).index_copy_(0, where, p[:, 1:].flip(1).mT.reshape(-1, k).to(rows.dtype))
-            saved += [
-                chosen,
-                where,
-                p,
-                c,
-                d,
-                *((order, candidates.reference, *tail) if tail else (None,) * 4),
-            ]
-        ctx.number = number
-        ctx.save_for_backward(*saved)
-        return weights
+        rows: Tensor, k: int, temperature: float | Tensor, shape: torch.Size, largest: bool, kept: list[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        weights, solution, parts = solve_rows(rows, k, temperature, shape, largest)
+        kept += parts
+        return weights, solution
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scores, temperature, *saved = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        rows, _, temperature, _, _, kept = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        tensor = isinstance(temperature, Tensor)
+        ctx.number = None if tensor else temperature
+        ctx.save_for_backward(rows, temperature if tensor else None, output[1], *kept)
+        ctx.save_for_forward(rows, temperature if tensor else None, output[1])
+        kept.clear()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        rows, k, temperature, shape, largest, _ = arguments
+        flat, count = fold_rows(rows, in_dims[0], info.batch_size)
+        temperature = fold_values(temperature, in_dims[2], info.batch_size, count)
+        out = _SortedSoftTopk.apply(flat, k, temperature, (info.batch_size, *shape), largest, [])
+        return tuple(part.view(info.batch_size, count, *part.shape[1:]) for part in out), (0, 0)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dk: None, dT: Tensor | None, *_: None) -> tuple[Tensor, None]:
+        x, T, solution = ctx.saved_tensors[:3]
+        dx, dT = (x.new_zeros(()) if tangent is None else tangent for tangent in (dx, dT))
+        return push_sorted(dx, dT, x, ctx.number if T is None else T, solution).to(x.dtype), None
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        scores, temperature, solution, *kept = ctx.saved_tensors
         T = ctx.number if temperature is None else temperature
-        batch, n, k = grad.shape
-        to_scores = grad.new_empty(batch, n)
-        to_temperature = grad.new_empty(batch, dtype=torch.float64) if ctx.needs_input_grad[2] else None
-        for first in range(0, len(saved), 9):
-            rows, where, p, c, d, order, reference, mass, shift = saved[first : first + 9]
-            g = grad.reshape(-1, k).index_select(0, where).double().view(len(p), p.shape[2], k).mT.flip(1)
-            tail = None
-            if order is not None:
-                q = tail_weights(scores, rows, order, reference, shift, T)
-                g_tail = (grad if rows is None else grad[rows])[..., -1].to(q.dtype)
-                tail = tail_sums(q, g_tail, to_temperature is not None)._replace(p=mass)
-            of_scores, y, of_temperature = pull_back(g, Plan(p, c, d), tail, to_temperature is not None)
-            t = of_rows(T, rows)
-            if order is not None:
-                part = (q * (g_tail - y.unsqueeze(1).to(q.dtype)) / t).to(grad.dtype)
-                to_scores = part if rows is None else to_scores.index_copy_(0, rows, part)
-            to_scores.view(-1).index_copy_(0, where, (of_scores / t).view(-1).to(grad.dtype))
-            if to_temperature is not None:
-                assert of_temperature is not None
-                to_temperature[slice(None) if rows is None else rows] = of_temperature
-        if to_temperature is not None:
-            to_temperature = to_temperature / T
-            to_temperature = to_temperature if temperature.dim() else to_temperature.sum()
-        return to_scores, None, to_temperature, None, None
+        if grad is None:
+            return (None,) * 6
+        if torch.is_grad_enabled() or not kept:
+            to_scores, to_T = pull_sorted(grad, scores, T, solution)
+        else:
+            to_scores, to_T = _pull_lean(grad, scores, T, kept, ctx.needs_input_grad[2])
+        return to_scores.to(scores.dtype), None, total(to_T, T), None, None, None
+
+
+def _pull_lean(
+    grad: Tensor, scores: Tensor, T: float | Tensor, kept: list[Tensor | Any], of_temperature: bool
+) -> tuple[Tensor, Tensor]:
+    batch, n, k = grad.shape
+    to_scores = grad.new_empty(batch, n)
+    to_temperature = grad.new_zeros(batch, dtype=torch.float64)
+    for first in range(0, len(kept), 9):
+        rows, where, p, c, d, order, reference, mass, shift = kept[first : first + 9]
+        g = grad.reshape(-1, k).index_select(0, where).double().view(len(p), p.shape[2], k).mT.flip(1)
+        tail = None
+        if order is not None:
+            q = tail_weights(scores, rows, order, reference, shift, T)
+            g_tail = (grad if rows is None else grad[rows])[..., -1].to(q.dtype)
+            tail = tail_sums(q, g_tail, of_temperature)._replace(p=mass)
+        of_scores, y, of_T = pull_back(g, Plan(p, c, d), tail, of_temperature)
+        t = of_rows(T, rows)
+        if order is not None:
+            part = (q * (g_tail - y.unsqueeze(1).to(q.dtype)) / t).to(grad.dtype)
+            to_scores = part if rows is None else to_scores.index_copy_(0, rows, part)
+        to_scores.view(-1).index_copy_(0, where, (of_scores / t).view(-1).to(grad.dtype))
+        if of_T is not None:
+            to_temperature[slice(None) if rows is None else rows] = of_T
+    return to_scores, to_temperature / T

@@ -40,8 +40,8 @@ class Plan(NamedTuple):
     d: Tensor
 
 
-def offsets_of(values: Tensor, k: int, temperature: float | Tensor) -> tuple[Tensor, Tensor | None]:
-    """(x_i - middle of gap j) / T with a zero plane for anchor 0, and the mask of the finite scores.
+def offsets_of(values: Tensor, k: int, temperature: float | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(x_i - middle of gap j) / T with a zero plane for anchor 0, the middles, and the mask of the finite scores.
 
     The mask is None when every threshold of every row has a finite score below it. The other thresholds
     belong to slots that stay empty: their decisions are pinned to +-HARD by rank, and masked candidates fill
@@ -53,7 +53,7 @@ def offsets_of(values: Tensor, k: int, temperature: float | Tensor) -> tuple[Ten
         temperature: a number, a 0-d tensor or (rows, 1).
 
     Returns:
-        (rows, k + 1, n) and (rows, n) or None.
+        (rows, k + 1, n), (rows, k), and (rows, n) or None.
     """
     rows, n = values.shape
     if n <= k:
@@ -67,13 +67,13 @@ def offsets_of(values: Tensor, k: int, temperature: float | Tensor) -> tuple[Ten
     offsets[:, 1:].div_(temperature.view(-1, 1, 1) if isinstance(temperature, Tensor) else temperature)
     finite = values > -torch.inf
     if bool(finite[:, k].all()):
-        return offsets, None
+        return offsets, middle, None
     rank = torch.arange(1, n + 1, device=values.device)
     level = torch.arange(k, 0, -1, device=values.device).unsqueeze(1)
     pinned = level >= finite.sum(-1).view(-1, 1, 1)
     hard = torch.where(rank <= level, HARD, -HARD).to(values.dtype)
     offsets[:, 1:] = torch.where(pinned, hard, offsets[:, 1:])
-    return offsets, finite
+    return offsets, middle, finite
 
 
 def solve(offsets: Tensor, log_tail: Tensor | None = None, tolerance: float = RESIDUAL) -> tuple[Plan, Tensor]:

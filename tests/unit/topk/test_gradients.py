@@ -122,14 +122,6 @@ def test_theorem_1_the_gradient_never_vanishes_where_the_weights_are_soft(operat
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_a_second_derivative_is_refused(operator):
-    x = _randn(5).requires_grad_()
-    (first,) = torch.autograd.grad(operator(x, 2, 0.5).pow(2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
-@pytest.mark.parametrize("operator", OPERATORS)
 def test_grad_of_any_layout(operator):
     x = _randn(4, 6).requires_grad_()
     A = operator(x.t().contiguous().t(), 2, 0.5)

@@ -1,0 +1,24 @@
+"""Values of rows: their fold under `torch.func.vmap`, and the gradient of one value shared by all rows."""
+
+from torch import Tensor
+
+
+def fold_rows(rows: Tensor, dim: int | None, size: int) -> tuple[Tensor, int]:
+    """(rows, n) with a mapped dimension of `size` as (size * rows, n), and the number of rows of one instance."""
+    rows = rows.expand(size, *rows.shape) if dim is None else rows.movedim(dim, 0)
+    return rows.reshape(-1, rows.shape[2]).contiguous(), rows.shape[1]
+
+
+def fold_values(value: float | Tensor, dim: int | None, size: int, count: int) -> float | Tensor:
+    """A number, or a tensor of shape () or (count,) with a mapped dimension, as one value a folded row."""
+    if not isinstance(value, Tensor) or (dim is None and value.dim() == 0):
+        return value
+    value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+    return (value.unsqueeze(1).expand(size, count) if value.dim() == 1 else value).reshape(-1)
+
+
+def total(gradients: Tensor, value: float | Tensor) -> Tensor | None:
+    """Gradients (rows,) of a value as its own gradient: None of a number, the sum of what all rows share."""
+    if not isinstance(value, Tensor):
+        return None
+    return gradients if value.dim() else gradients.sum()

@@ -1,0 +1,168 @@
+"""Impossible values are refused under the very key that the user writes; files are checked key by key."""
+
+import dataclasses
+import math
+
+import pytest
+import yaml
+
+from nmt.config import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
+from nmt.config_file import check_config_file, keys_of
+from nmt.errors import UserError
+from nmt.models import RNNsearchConfig
+from nmt.objectives import CrossEntropyConfig, SoftBeamConfig
+from nmt.search import SearchConfig, SoftSearchConfig
+from nmt.vocabulary import VocabularyConfig
+
+nan = math.nan
+IMPOSSIBLE = {
+    ("", TrainConfig): {"seed": [-1], "objective": ["ce"], "run": [""]},
+    ("data", DataConfig): {"batch_tokens": [0], "max_length": [0], "dev_lines": [-1], "max_unknown": [-0.1, 2, nan]},
+    ("data.vocabulary", VocabularyConfig): {
+        "size": [0, 7],
+        "kind": ["word"],
+        "character_coverage": [0.0, 1.5, nan],
+        "normalization": ["nfc"],
+        "sampling": [-0.1, 1.0, nan],
+    },
+    ("model", RNNsearchConfig): {
+        "embedding": [0],
+        "hidden": [-3],
+        "encoder_layers": [0],
+        "decoder_layers": [0],
+        "dropout": [-0.1, 1.0, nan],
+        "cell": ["rnn"],
+        "readout": ["linear"],
+        "tied_embeddings": ["both"],
+    },
+    ("cross_entropy", CrossEntropyConfig): {"label_smoothing": [-0.1, 1.0, nan]},
+    ("soft_beam", SoftBeamConfig): {
+        "loss": ["bleu"],
+        "restart": [-0.1, 1.1, nan],
+        "label_smoothing": [-0.1, 1.0],
+        "overrun": [-1],
+        "sharpness": [-1.0],
+        "cross_entropy": [-1.0],
+    },
+    ("soft_beam.search", SoftSearchConfig): {
+        "beam_size": [0],
+        "candidates": [0, 3],
+        "temperature": [0.0, -1.0, nan],
+        "damping": [-0.1, 1.1, nan],
+    },
+    ("optimizer", OptimizerConfig): {
+        "name": ["sgd"],
+        "lr": [0.0, -1.0, nan, math.inf],
+        "betas": [(0.9, 1.0), (-0.1, 0.9), (nan, 0.9), (0.9,)],
+        "weight_decay": [-1.0, nan],
+        "warmup": [-1],
+        "schedule": ["cosine"],
+        "plateau_factor": [0.0, 1.0, nan],
+        "plateau_patience": [-1],
+    },
+    ("trainer", TrainerConfig): {
+        "max_steps": [0],
+        "max_epochs": [0, -1],
+        "max_minutes": [0.0, nan],
+        "validate_every": [0],
+        "patience": [-1],
+        "accumulate": [0],
+        "clip": [-1.0, nan],
+        "precision": ["8"],
+        "device": ["tpu"],
+        "threads": [-1],
+        "log_every": [0],
+    },
+    ("search", SearchConfig): {
+        "beam_size": [0],
+        "normalization": ["sum"],
+        "alpha": [-1.0],
+        "max_ratio": [-1.0],
+        "max_extra": [-1],
+        "n_best": [0, 6],
+    },
+}
+CASES = [
+    (section, kind, name, value)
+    for (section, kind), fields in IMPOSSIBLE.items()
+    for name, values in fields.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize(("section", "kind", "name", "value"), CASES)
+def test_impossible_values_are_refused_by_name(section, kind, name, value):
+    kind()  # the default is possible
+    with pytest.raises(UserError) as error:
+        kind(**{name: value})
+    message = str(error.value)
+    assert f"{section}.{name}".lstrip(".") in message
+    assert "\n" not in message and len(message) > 20
+
+
+def test_every_key_was_thought_of():
+    """A new key with limits belongs into the table above."""
+    free = {"joint", "byte_fallback"}
+    for (section, kind), fields in IMPOSSIBLE.items():
+        for field in dataclasses.fields(kind):
+            nested = dataclasses.is_dataclass(field.default_factory)
+            text = "str | None" in str(field.type)
+            assert nested or text or field.name in free or field.name in fields, f"{section}.{field.name}"
+
+
+def test_files_and_cards_exclude_each_other():
+    with pytest.raises(UserError, match="are both given; give a card or files"):
+        DataConfig(corpus="reverse", train_source="a")
+    with pytest.raises(UserError, match="files of your own are four"):
+        DataConfig(train_source="a", train_target="b")
+
+
+def test_keys_are_dotted():
+    keys = dict(keys_of(TrainConfig))
+    assert keys["trainer.max_steps"] is int
+    assert {"run", "data", "data.vocabulary.size", "soft_beam.search.damping", "search.alpha"} <= set(keys)
+
+
+def test_the_defaults_are_a_valid_file(tmp_path):
+    values = dataclasses.asdict(TrainConfig())
+    values["optimizer"]["betas"] = list(values["optimizer"]["betas"])
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    check_config_file(tmp_path / "c.yaml", TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("trainr: {max_steps: 3}", r"unknown key 'trainr'\. Did you mean 'trainer'\?"),
+        ("sead: 3", r"unknown key 'sead'\. Did you mean 'seed'\?"),
+        ("model: {hiden: 3}", r"unknown key 'model.hiden'\. Did you mean 'model.hidden'\?"),
+        ("max_steps: 3", r"unknown key 'max_steps'\. Did you mean 'trainer.max_steps'\?"),
+        ("soft_beam: {search: {temprature: 3}}", r"Did you mean 'soft_beam.search.temperature'\?"),
+        ("qqqqqqqq: 3", r"unknown key 'qqqqqqqq'\. nmt train --help"),
+        ("3: 3", "unknown key '3'"),
+        ("model: 3", "model is 3; it is a section"),
+        ("soft_beam: {search: [1]}", r"soft_beam.search is \[1\]; it is a section"),
+        ("- a\n- b", "holds a list"),
+        ("text", "holds the plain value 'text'"),
+        ("", "is empty"),
+        ("# only a remark", "is empty"),
+        ("a: [1, {", "line 1: not YAML"),
+        ("a: b: c", "line 1: not YAML"),
+        ("a: !!python/object/apply:os.mkdir ['ran']", "not YAML"),
+        (b"\xff\xfe", "is not UTF-8"),
+    ],
+)
+def test_files_are_checked_before_they_are_parsed(tmp_path, monkeypatch, content, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=words) as error:
+        check_config_file("c.yaml", TrainConfig)
+    assert "c.yaml" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read .No such file"):
+        check_config_file(tmp_path / "none.yaml", TrainConfig)
+    with pytest.raises(UserError, match=r"cannot be read .Is a directory"):
+        check_config_file(tmp_path, TrainConfig)

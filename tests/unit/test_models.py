@@ -1,0 +1,162 @@
+"""RNNsearch as the search sees it: steps, padding, shapes, and nothing left behind in a module."""
+
+import itertools
+
+import pytest
+import torch
+
+from nmt.errors import UserError
+from nmt.models import RNNsearch, RNNsearchConfig
+from nmt.models.attention import AdditiveAttention
+from nmt.objectives.objective import shifted
+from tests.conftest import random_batch
+from tests.unit.test_tree import leaves
+
+VARIANTS = [
+    {"cell": cell, "encoder_layers": layers, "decoder_layers": layers, "readout": readout, "tied_embeddings": tied}
+    for cell, layers, readout, tied in itertools.product(
+        ("gru", "lstm"), (1, 2), ("maxout", "tanh"), ("none", "output", "all")
+    )
+]
+
+
+def step_by_step(model, tokens, memory):
+    state, logits = model.start(memory), []
+    for position in range(tokens.shape[1]):
+        new, state = model.step(model.embed(tokens[:, position : position + 1]), state, memory)
+        logits.append(new)
+    return torch.cat(logits, dim=1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
+def test_every_variant_is_forced_as_it_steps_and_ignores_padding(tiny_model, variant):
+    model = tiny_model(vocabulary=15, **variant)
+    batch = random_batch(4, 15, 7)
+    tokens = shifted(model, batch.target)
+    with torch.no_grad():
+        memory = model.encode(batch.source, batch.source_lengths)
+        forced = model.project(model.teacher_force(tokens, memory))
+        assert forced.shape == (4, 7, 15)
+        torch.testing.assert_close(forced, step_by_step(model, tokens, memory))
+        # Other padding, more padding: the same numbers.
+        wide = torch.cat([batch.source, torch.zeros(4, 3, dtype=torch.long)], dim=1)
+        noise = torch.randint(1, 15, wide.shape)
+        padding = torch.arange(10) >= batch.source_lengths.unsqueeze(1)
+        noisy = model.encode(torch.where(padding, noise, wide), batch.source_lengths)
+        torch.testing.assert_close(model.project(model.teacher_force(tokens, noisy)), forced)
+        # A sentence alone: the same numbers.
+        for row in range(4):
+            length = batch.source_lengths[row : row + 1]
+            alone = model.encode(batch.source[row : row + 1, : int(length)], length)
+            found = model.project(model.teacher_force(tokens[row : row + 1], alone))
+            torch.testing.assert_close(found, forced[row : row + 1])
+
+
+def test_the_model_reads_all_of_the_source_and_of_the_prefix(tiny_model):
+    model = tiny_model(vocabulary=15)
+    batch = random_batch(1, 15, 6)
+    tokens = shifted(model, batch.target)
+    with torch.no_grad():
+        logits = step_by_step(model, tokens, model.encode(batch.source, batch.source_lengths))
+        for position in range(5):
+            other = batch.source.clone()
+            other[0, position] = 4 + (int(other[0, position]) - 3) % 11
+            changed = step_by_step(model, tokens, model.encode(other, batch.source_lengths))
+            assert not torch.allclose(changed[0, 0], logits[0, 0])
+            prefix = tokens.clone()
+            prefix[0, position] = 4 + (int(prefix[0, position]) - 3) % 11
+            changed = step_by_step(model, prefix, model.encode(batch.source, batch.source_lengths))
+            assert torch.equal(changed[0, :position], logits[0, :position])  # no look ahead
+            assert not torch.allclose(changed[0, 5], logits[0, 5])
+
+
+@pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "decoder_layers": 3}])
+def test_states_lead_with_batch_and_slots_and_memory_has_no_slots(tiny_model, variant):
+    model = tiny_model(**variant)
+    batch = random_batch(3, 12, 5)
+    memory = model.encode(batch.source, batch.source_lengths)
+    assert all(leaf.shape[0] == 3 for leaf in leaves(memory))
+    assert memory.keys.shape == (3, 5, 10) and memory.values.shape == (3, 5, 20)
+    state = model.start(memory)
+    assert all(leaf.shape[:2] == (3, 1) for leaf in leaves(state))
+    wide = tuple(tuple(part.expand(-1, 4, -1) for part in layer) for layer in state)
+    advanced = model.advance(model.embed(torch.full((3, 4), 5)), wide, memory)
+    assert all(leaf.shape[:2] == (3, 4) for leaf in leaves(advanced.state))
+    assert [leaf.shape for leaf in leaves(advanced.state)] == [leaf.shape for leaf in leaves(wide)]
+    assert advanced.attention.shape == (3, 4, 5)
+    torch.testing.assert_close(advanced.attention.sum(2), torch.ones(3, 4))
+    padding = torch.arange(5) >= batch.source_lengths.unsqueeze(1)
+    assert (advanced.attention.masked_select(padding.unsqueeze(1)) == 0).all()
+
+
+def test_keys_are_computed_once_a_batch(tiny_model, monkeypatch):
+    calls = []
+    original = AdditiveAttention.keys
+    monkeypatch.setattr(AdditiveAttention, "keys", lambda self, values: calls.append(1) or original(self, values))
+    model = tiny_model()
+    used = []
+    model.attention.key.register_forward_hook(lambda *_: used.append(1))
+    batch = random_batch(3, 12, 6)
+    memory = model.encode(batch.source, batch.source_lengths)
+    step_by_step(model, shifted(model, batch.target), memory)
+    assert len(calls) == len(used) == 1
+
+
+@pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "encoder_layers": 2, "decoder_layers": 2}])
+def test_no_module_keeps_a_tensor_of_a_batch(tiny_model, variant):
+    model = tiny_model(**variant)
+
+    def snapshot():
+        held = {}
+        for path, module in model.named_modules():
+            for name, value in vars(module).items():
+                if name not in ("_parameters", "_modules"):
+                    held[f"{path}.{name}"] = repr(value) if not isinstance(value, torch.Tensor) else id(value)
+        return held
+
+    before = snapshot()
+    batch = random_batch(3, 12, 6)
+    model.train()
+    memory = model.encode(batch.source, batch.source_lengths)
+    model.project(model.teacher_force(shifted(model, batch.target), memory)).sum().backward()
+    model.eval()
+    assert snapshot() == before
+    assert list(model.buffers()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(tiny_model, dtype):
+    batch = random_batch(3, 12, 6)
+    exact = tiny_model()
+    model = tiny_model().to(dtype)
+    tokens = shifted(model, batch.target)
+    with torch.no_grad():
+        expected = step_by_step(exact, tokens, exact.encode(batch.source, batch.source_lengths))
+        found = step_by_step(model, tokens, model.encode(batch.source, batch.source_lengths))
+    assert found.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float64 else 0.2
+    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_tied_embeddings_share_memory():
+    def pointers(tied):
+        model = RNNsearch(RNNsearchConfig(8, 10, tied_embeddings=tied), 12, 12)
+        tables = model.source_embedding, model.target_embedding, model.output
+        return [table.weight.data_ptr() for table in tables]
+
+    assert [len(set(pointers(tied))) for tied in ("none", "output", "all")] == [3, 2, 1]
+    with pytest.raises(UserError, match=r"12 and 13 pieces; use a joint vocabulary"):
+        RNNsearch(RNNsearchConfig(8, 10, tied_embeddings="all"), 12, 13)
+
+
+def test_dropout_acts_in_training_alone(tiny_model):
+    model = tiny_model(dropout=0.5)
+    batch = random_batch(3, 12, 6)
+    tokens = shifted(model, batch.target)
+
+    def run():
+        return step_by_step(model, tokens, model.encode(batch.source, batch.source_lengths))
+
+    assert torch.equal(run(), run())
+    model.train()
+    assert not torch.equal(run(), run())
