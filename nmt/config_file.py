@@ -1,14 +1,15 @@
 """Configuration files: looked through before they are parsed, written, and compared with what was asked."""
 
+import argparse
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 
-from nmt.errors import UserError, did_you_mean
+from nmt.errors import UserError, hint
+from nmt.flags import make_parser, parse, take
 from nmt.lines import atomic_path
 
 if TYPE_CHECKING:
@@ -22,6 +23,12 @@ MAY_CHANGE = {
 }
 """What a resumed run may set anew: where things lie (checksums see to what they hold), when to end, how to
 compute. With anything else it would be another run."""
+
+
+USAGE = "nmt train [--config FILE] [--from MODEL | --resume RUN] [--KEY VALUE ...]"
+DESCRIPTION = """Trains a model. Every key of a configuration file is a flag, and the flag wins:
+nmt train --config FILE --run runs/mine --model.hidden 256.
+--from MODEL begins a new run with a model's weights and vocabularies; --resume RUN goes on with the same run."""
 
 
 def check_config_file(path: str | Path, kind: type) -> None:
@@ -59,6 +66,65 @@ def check_config_file(path: str | Path, kind: type) -> None:
             raise UserError(f"{path}: {key} is {value!r}; it is a section, give keys below it")
 
 
+def read_config(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> "TrainConfig":
+    """A run's configuration, as `nmt train --config PATH --KEY VALUE ...` reads it.
+
+    Args:
+        path: a YAML file; None: the defaults.
+        changes: values by their dotted keys, such as {"model.hidden": 256}.
+
+    Raises:
+        UserError: as `check_config_file`, or a value is of the wrong kind or impossible.
+    """
+    words = [f"--{key}={value}" for key, value in (changes or {}).items()]
+    return parse_run(words if path is None else ["--config", str(path), *words])[1]
+
+
+def parse_run(words: Sequence[str]) -> tuple[Any, "TrainConfig"]:
+    """Parses the words behind `nmt train`.
+
+    Returns:
+        The flags of the command itself (start, resume), and the run that the others describe.
+
+    Raises:
+        UserError: as `read_config`.
+    """
+    from jsonargparse import ActionConfigFile
+
+    from nmt.config import TrainConfig
+
+    for path in files_among(words):
+        check_config_file(path, TrainConfig)
+    parser = make_parser("train", DESCRIPTION, USAGE)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the keys below")
+    parser.add_argument("--from", dest="start", default=None, metavar="MODEL", help="model file or run folder")
+    parser.add_argument("--resume", default=None, metavar="RUN", help="folder of the run to go on with")
+    parser.add_class_arguments(TrainConfig, as_group=False)
+    chosen = parse(parser, words)
+    return chosen, take(chosen, TrainConfig)
+
+
+def files_among(words: Sequence[str]) -> list[str]:
+    """What --config names, in order."""
+    return _look_ahead(words)[1]
+
+
+def resumed_among(words: Sequence[str]) -> str | None:
+    """What --resume names; that run's configuration comes before the other flags."""
+    return _look_ahead(words)[0]
+
+
+def _look_ahead(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--resume", default=None)
+    parser.add_argument("--config", action="append", default=[])
+    try:
+        found = parser.parse_known_args(list(words))[0]
+    except argparse.ArgumentError:
+        return None, []  # the complete parser tells what is wrong
+    return found.resume, found.config
+
+
 def write_config(path: Path, config: "TrainConfig") -> None:
     """Writes a configuration that `read_config` and `nmt train --config` understand."""
     values = dataclasses.asdict(config)
@@ -93,18 +159,6 @@ def keys_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix + field.name, types[field.name]
         if dataclasses.is_dataclass(types[field.name]):
             yield from keys_of(types[field.name], f"{prefix}{field.name}.")
-
-
-def hint(word: str, known: set[str]) -> str:
-    """A did-you-mean for a dotted key, or for the end of one: `hiden` is meant for model.hidden."""
-    by_end: dict[str, str] = {}
-    for key in sorted(known, key=lambda key: key.count(".")):
-        by_end.setdefault(key.rpartition(".")[2], key)
-    siblings = [key for key in sorted(known) if key.rpartition(".")[0] == word.rpartition(".")[0]]
-    if found := did_you_mean(word, siblings) or did_you_mean(word, sorted(known)):
-        return found
-    end = did_you_mean(word.rpartition(".")[2], by_end)
-    return re.sub(r"'(.*)'", lambda found: f"'{by_end[found[1]]}'", end)
 
 
 def _walk(content: Any, path: str | Path, prefix: str = "") -> Iterator[tuple[str, Any]]:

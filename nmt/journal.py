@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from nmt.batching import Batch
 from nmt.lines import atomic_path
@@ -36,6 +36,7 @@ class Journal(pl.Callback):
         self.task: TaskID | None = None
         self.reported = 0
         self.lr = 0.0
+        self.score = ""
         self._reset()
 
     def _reset(self) -> None:
@@ -46,10 +47,8 @@ class Journal(pl.Callback):
         drop_after(self.path, trainer.global_step)
         if sys.stderr.isatty():
             self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=12),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[figures]}"),
                 console=Console(stderr=True),
@@ -91,15 +90,22 @@ class Journal(pl.Callback):
             "padding": 1 - (self.source_tokens + self.target_tokens) / self.cells,
         }
         self._write({"step": step, "epoch": content.epoch, **figures})
-        text = (
-            f"loss {figures['loss']:.3f}  |g| {figures.get('gradient_norm', 0):.2f}  lr {figures['lr']:.2e}  "
-            f"source {figures['source_tokens_per_second']:,.0f} tok/s  "
-            f"target {figures['target_tokens_per_second']:,.0f} tok/s  padding {figures['padding']:.0%}"
-        )
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, figures=text)
+            thousands = (figures[f"{side}_tokens_per_second"] / 1000 for side in ("source", "target"))
+            speed = "+".join(f"{value:.1f}k" for value in thousands)
+            self.bar.update(self.task, figures=f"loss {figures['loss']:.3f}  {speed} tok/s{self.score}")
         else:
-            logger.info("update %d  epoch %d  %s", step, content.epoch, text)
+            logger.info(
+                "update %d  epoch %d  loss %.3f  |g| %.2f  lr %.2e  source %s tok/s  target %s tok/s  padding %.0f%%",
+                step,
+                content.epoch,
+                figures["loss"],
+                figures.get("gradient_norm", 0),
+                figures["lr"],
+                f"{figures['source_tokens_per_second']:,.0f}",
+                f"{figures['target_tokens_per_second']:,.0f}",
+                100 * figures["padding"],
+            )
         for backend in trainer.loggers:
             backend.log_metrics({"speed/" + k: v for k, v in figures.items() if "tokens" in k}, step)
         self._reset()
@@ -116,6 +122,7 @@ class Journal(pl.Callback):
         seconds = time.perf_counter() - self.validation_began
         self.began += seconds  # the time of a validation is not training time
         self._write({"step": trainer.global_step, **figures, "dev/seconds": seconds})
+        self.score = f"  BLEU {figures['dev/bleu']:.1f}"
         logger.info(
             "update %d  dev BLEU %.2f  dev nll %.3f  (%.0f s)",
             trainer.global_step,

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from nmt.models import RNNsearch, RNNsearchConfig
-
-ROOT = Path(__file__).resolve().parent.parent
-CORPORA = ROOT.parent / "shared" / "corpora"
+from tests import CORPORA
+from tests.trained import real_translator, reverse_runs  # noqa: F401
 
 torch.set_num_threads(1)
 

@@ -1,7 +1,7 @@
 """`nmt corpus`: what cards describe."""
 
-from nmt.cli import make_parser, parse
 from nmt.errors import UserError, did_you_mean
+from nmt.flags import make_parser, parse
 
 
 def main(words: list[str]) -> None:

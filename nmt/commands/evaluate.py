@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from nmt.cli import make_parser, parse
 from nmt.errors import UserError
 from nmt.evaluation import evaluate
+from nmt.flags import make_parser, parse
 from nmt.lines import read_lines, write_lines
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from nmt.cli import make_parser, parse
 from nmt.errors import UserError, did_you_mean
+from nmt.flags import make_parser, parse
 
 KINDS = ("attention", "beam", "curves")
 

@@ -4,8 +4,8 @@ import logging
 import os
 from typing import Any
 
-from nmt.cli import make_parser, parse, take
 from nmt.errors import UserError
+from nmt.flags import make_parser, parse, take
 from nmt.lines import iterate_lines, write_lines
 
 logger = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ freely and asks its slots for sentence BLEU. Each is mixed with cross-entropy, w
 runs as one more slot of the same steps.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ class SoftBeamConfig:
             if not 0 <= getattr(self, name) <= high:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give a number from 0 to 1")
         for name in ("overrun", "sharpness", "cross_entropy"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give 0 or more")
 
 

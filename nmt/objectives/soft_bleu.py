@@ -64,7 +64,7 @@ def soft_bleu(match: Tensor, length: Tensor, reference: ReferenceCounts) -> Tens
     """
     log_precision = torch.zeros_like(length)
     product = match
-    matched = None
+    matched = torch.zeros_like(length)
     for n in range(1, ORDER + 1):
         if n <= len(reference.counts) and n <= match.shape[2]:
             if n > 1:

@@ -41,9 +41,9 @@ class SearchConfig:
             )
         if self.normalization not in ("none", "length", "gnmt"):
             raise UserError(f"search.normalization is '{self.normalization}'; choose none, length or gnmt")
-        if self.alpha < 0:
+        if not 0 <= self.alpha < math.inf:
             raise UserError(f"search.alpha is {self.alpha}; give 0 or more")
-        if self.max_ratio < 0 or self.max_extra < 0 or self.max_ratio + self.max_extra == 0:
+        if not (0 <= self.max_ratio < math.inf and self.max_extra >= 0 and self.max_ratio + self.max_extra > 0):
             raise UserError(
                 f"search.max_ratio {self.max_ratio} and search.max_extra {self.max_extra} allow no token; "
                 "neither may be negative and one must be positive"

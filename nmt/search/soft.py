@@ -11,6 +11,7 @@ Top-k with Optimal Transport", NeurIPS 2020, section 4. With A the soft indicato
 As the temperature goes to 0 the soft search selects, token for token, what the hard search selects.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ class SoftSearchConfig:
                 f"soft_beam.search.candidates is {self.candidates}, less than the beam size "
                 f"{self.beam_size}; give at least as many (4 times as many is a good start)"
             )
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise UserError(f"soft_beam.search.temperature is {self.temperature}; give a positive number of nats (0.3)")
         if not 0 <= self.damping <= 1:
             raise UserError(f"soft_beam.search.damping is {self.damping}; give a factor from 0 to 1")

@@ -23,7 +23,7 @@ from nmt.topk.arguments import (
 )
 from nmt.topk.balance import offsets_of, pull_back, sides, solve
 from nmt.topk.derivatives import pull_plain, push_plain
-from nmt.topk.rows import fold_rows, fold_values, total
+from nmt.topk.rows import fold_rows, fold_values, refuse_nested_forward, total
 from nmt.topk.screening import Candidates, Certificate, flat_positions, of_rows, screen, tail_sums, tail_weights
 
 
@@ -31,7 +31,8 @@ def soft_topk(scores: Tensor, k: int | Tensor, temperature: float | Tensor, *, l
     """Soft indicators of being among the k best candidates of each row.
 
     Differentiable in the scores, the temperature and a floating-point k by the implicit function theorem: once
-    from the screened candidates; again, or forward (`torch.func.jvp`), in O(n) memory. `torch.func.vmap` and
+    from the screened candidates; again, or forward (`torch.func.jvp`, once),
+    in O(n) memory. `torch.func.vmap` and
     `torch.compile` work.
 
     Args:
@@ -57,14 +58,14 @@ def soft_topk(scores: Tensor, k: int | Tensor, temperature: float | Tensor, *, l
     else:
         check_k(k, n)
     temperature = check_temperature(temperature, scores)
-    if torch.compiler.is_compiling():
-        of_k, of_t = (torch.as_tensor(v, dtype=torch.float64, device=scores.device) for v in (k, temperature))
-        return compiled.plain(scores, of_k, of_t, largest)
     rows = (scores if largest else -scores).reshape(-1, n).contiguous()
     if isinstance(temperature, Tensor) and temperature.dim():
         temperature = temperature.reshape(-1)
     if isinstance(k, Tensor) and k.dim():
         k = k.reshape(-1)
+    if torch.compiler.is_compiling():
+        of_k, of_t = (torch.as_tensor(v, dtype=torch.float64, device=scores.device) for v in (k, temperature))
+        return compiled.plain(rows, of_k, of_t, scores.shape[:-1], largest).view(scores.shape)
     weights: Tensor = _SoftTopk.apply(rows, k, temperature, scores.shape[:-1], largest, [])[0]
     return weights.view(scores.shape)
 
@@ -159,7 +160,9 @@ class _SoftTopk(torch.autograd.Function):
     def jvp(ctx: Any, dx: Tensor | None, dk: Tensor | None, dT: Tensor | None, *_: None) -> tuple[Tensor, None]:
         x, k, T, solution = ctx.saved_tensors[:4]
         k, T = (number if tensor is None else tensor for tensor, number in zip((k, T), ctx.numbers, strict=True))
-        dx, dk, dT = (x.new_zeros(()) if tangent is None else tangent for tangent in (dx, dk, dT))
+        refuse_nested_forward()
+        dx = torch.zeros_like(x) if dx is None else dx
+        dk, dT = (x.new_zeros(()) if tangent is None else tangent for tangent in (dk, dT))
         return push_plain(dx, dk, dT, x, k, T, solution).to(x.dtype), None
 
     @staticmethod
@@ -171,13 +174,14 @@ class _SoftTopk(torch.autograd.Function):
         if torch.is_grad_enabled() or not kept:
             to_scores, to_k, to_T = pull_plain(grad, scores, k, T, solution)
         else:
-            to_scores, to_k, to_T = _pull_lean(grad, scores, T, kept, ctx.needs_input_grad[2])
+            to_scores, to_k, to_T = pull_lean(grad, scores, T, kept, ctx.needs_input_grad[2])
         return to_scores.to(scores.dtype), total(to_k, k), total(to_T, T), None, None, None
 
 
-def _pull_lean(
+def pull_lean(
     grad: Tensor, scores: Tensor, T: float | Tensor, kept: list[Tensor | Any], of_temperature: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients by the rows (rows, n), and by k and the temperature (rows,), of `kept` of `solve_rows`."""
     to_scores = torch.empty_like(grad, memory_format=torch.contiguous_format)
     to_k, to_temperature = grad.new_zeros(2, len(grad), dtype=torch.float64)
     for first in range(0, len(kept), 8):

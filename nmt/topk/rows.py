@@ -1,5 +1,8 @@
-"""Values of rows: their fold under `torch.func.vmap`, and the gradient of one value shared by all rows."""
+"""Rows under the transforms of `torch.func`, and the gradient of one value shared by all rows."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -22,3 +25,17 @@ def total(gradients: Tensor, value: float | Tensor) -> Tensor | None:
     if not isinstance(value, Tensor):
         return None
     return gradients if value.dim() else gradients.sum()
+
+
+def refuse_nested_forward() -> None:
+    """Raises in a forward derivative of a forward derivative: PyTorch gives 0 there for any custom function.
+
+    Raises:
+        RuntimeError: always in such a case.
+    """
+    # The stack of transforms has no public face; without it, nothing is refused.
+    stack: list[Any] = getattr(torch._C._functorch, "get_interpreter_stack", list)() or []
+    if sum("Jvp" in str(interpreter.key()) for interpreter in stack) > 1:
+        raise RuntimeError(
+            "forward mode over forward mode is not supported: use torch.func.jacfwd(torch.func.jacrev(f))"
+        )

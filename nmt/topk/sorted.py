@@ -17,7 +17,7 @@ from torch import Tensor
 from nmt.topk import compiled
 from nmt.topk.arguments import check_k, check_scores, check_temperature, refuse_temperature, refuse_values
 from nmt.topk.derivatives import pull_sorted, push_sorted
-from nmt.topk.rows import fold_rows, fold_values, total
+from nmt.topk.rows import fold_rows, fold_values, refuse_nested_forward, total
 from nmt.topk.screening import Candidates, Certificate, flat_positions, of_rows, screen, tail_sums, tail_weights
 from nmt.topk.thresholds import RESIDUAL, RESIDUAL_SINGLE, Plan, offsets_of, pull_back, solve
 
@@ -26,7 +26,8 @@ def sorted_soft_topk(scores: Tensor, k: int, temperature: float | Tensor, *, lar
     """Soft indicators of the best, the second best, ..., the k-th best candidate of each row.
 
     Differentiable in the scores and in the temperature by the implicit function theorem: once from the screened
-    candidates; again, or forward (`torch.func.jvp`), in O(n k) memory. `torch.func.vmap` and `torch.compile` work.
+    candidates; again, or forward (`torch.func.jvp`, once), in O(n k) memory. `torch.func.vmap` and
+    `torch.compile` work.
 
     Args:
         scores: (..., n), any leading shape. -inf masks a candidate (+inf with `largest=False`).
@@ -48,12 +49,12 @@ def sorted_soft_topk(scores: Tensor, k: int, temperature: float | Tensor, *, lar
     n = scores.shape[-1]
     check_k(k, n)
     temperature = check_temperature(temperature, scores)
-    if torch.compiler.is_compiling():
-        of_t = torch.as_tensor(temperature, dtype=torch.float64, device=scores.device)
-        return compiled.ranked(scores, k, of_t, largest)
     rows = (scores if largest else -scores).reshape(-1, n).contiguous()
     if isinstance(temperature, Tensor) and temperature.dim():
         temperature = temperature.reshape(-1)
+    if torch.compiler.is_compiling():
+        of_t = torch.as_tensor(temperature, dtype=torch.float64, device=scores.device)
+        return compiled.ranked(rows, k, of_t, scores.shape[:-1], largest).view(*scores.shape, k)
     weights: Tensor = _SortedSoftTopk.apply(rows, k, temperature, scores.shape[:-1], largest, [])[0]
     return weights.view(*scores.shape, k)
 
@@ -142,7 +143,9 @@ class _SortedSoftTopk(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dk: None, dT: Tensor | None, *_: None) -> tuple[Tensor, None]:
         x, T, solution = ctx.saved_tensors[:3]
-        dx, dT = (x.new_zeros(()) if tangent is None else tangent for tangent in (dx, dT))
+        refuse_nested_forward()
+        dx = torch.zeros_like(x) if dx is None else dx
+        dT = x.new_zeros(()) if dT is None else dT
         return push_sorted(dx, dT, x, ctx.number if T is None else T, solution).to(x.dtype), None
 
     @staticmethod
@@ -154,13 +157,14 @@ class _SortedSoftTopk(torch.autograd.Function):
         if torch.is_grad_enabled() or not kept:
             to_scores, to_T = pull_sorted(grad, scores, T, solution)
         else:
-            to_scores, to_T = _pull_lean(grad, scores, T, kept, ctx.needs_input_grad[2])
+            to_scores, to_T = pull_lean(grad, scores, T, kept, ctx.needs_input_grad[2])
         return to_scores.to(scores.dtype), None, total(to_T, T), None, None, None
 
 
-def _pull_lean(
+def pull_lean(
     grad: Tensor, scores: Tensor, T: float | Tensor, kept: list[Tensor | Any], of_temperature: bool
 ) -> tuple[Tensor, Tensor]:
+    """The gradients by the rows (rows, n) and the temperature (rows,), of `kept` of `solve_rows`."""
     batch, n, k = grad.shape
     to_scores = grad.new_empty(batch, n)
     to_temperature = grad.new_zeros(batch, dtype=torch.float64)

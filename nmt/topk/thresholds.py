@@ -153,7 +153,7 @@ def pull_back(
     scale = (moment.diagonal(dim1=1, dim2=2) + TINY).rsqrt()
     scaled = moment * scale.unsqueeze(2) * scale.unsqueeze(1)
     scaled.diagonal(dim1=1, dim2=2).fill_(1.0)
-    y = scale * torch.linalg.solve_ex(scaled, scale * b).result
+    y = scale * torch.linalg.solve_ex(scaled, (scale * b).unsqueeze(-1)).result.squeeze(-1)
     reach = c * d.cumsum(1) + d * (c.flip(1).cumsum(1).flip(1) - c)
     to_scores = e.sum(1) - (y.unsqueeze(1) @ reach).squeeze(1)
     if not of_temperature:

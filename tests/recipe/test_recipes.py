@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.system.conftest import read_config
+from tests import ROOT
+from tests.trained import shipped
 
 pytestmark = pytest.mark.recipe
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
@@ -41,7 +41,7 @@ def test_configuration_trains(path, tmp_path, reverse_runs):
         "trainer.threads": 1,
     }
     start = reverse_runs.folder / "cross_entropy" if "soft_beam" in path.name else None
-    train(read_config(path.name, **changes), start=start)
+    train(shipped(path.name, **changes), start=start)
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 

@@ -34,7 +34,7 @@ def test_the_soft_beam_was_really_trained_through(reverse_runs):
 def test_expected_bleu_raises_what_it_maximises(reverse_runs, tmp_path):
     """From a half-trained model, the unrolled search's own BLEU goes up."""
     from nmt.training import train
-    from tests.system.conftest import read_config
+    from tests.trained import shipped
 
     common = {
         "data.corpus": "reverse",
@@ -43,7 +43,7 @@ def test_expected_bleu_raises_what_it_maximises(reverse_runs, tmp_path):
         "trainer.threads": 1,
     }
     weak = {"trainer.max_steps": 130, "trainer.validate_every": 130}
-    train(read_config("quickstart_reverse.yaml", run=str(tmp_path / "weak"), **common, **weak))
+    train(shipped("quickstart_reverse.yaml", run=str(tmp_path / "weak"), **common, **weak))
     soft = {
         "soft_beam.loss": "expected_bleu",
         "soft_beam.cross_entropy": 0.0,
@@ -51,7 +51,7 @@ def test_expected_bleu_raises_what_it_maximises(reverse_runs, tmp_path):
         "trainer.validate_every": 60,
         "trainer.log_every": 10,
     }
-    config = read_config("quickstart_reverse_soft_beam.yaml", run=str(tmp_path / "soft"), **common, **soft)
+    config = shipped("quickstart_reverse_soft_beam.yaml", run=str(tmp_path / "soft"), **common, **soft)
     train(config, start=tmp_path / "weak")
     bleu = [r["soft_bleu"] for r in read_journal(tmp_path / "soft" / "metrics.jsonl") if "soft_bleu" in r]
     assert sum(bleu[-3:]) / 3 > bleu[0] + 0.02

@@ -4,16 +4,17 @@ import logging
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
 import yaml
 
-from nmt import __version__, cli
+from nmt import __version__, cli, config_file, flags
 from nmt.config_file import write_config
 from nmt.lines import read_lines
 from nmt.run import RunFolder, read_state
-from tests.conftest import ROOT
+from tests import ROOT
 from tests.unit.runs import make_config, write_corpus
 
 
@@ -235,11 +236,11 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out == f"nmt {__version__}\n"
 
 
-@pytest.mark.parametrize("verb", ["train", "translate", "evaluate", "corpus"])
+@pytest.mark.parametrize("verb", ["train", "translate", "evaluate", "corpus", "plot"])
 def test_every_flag_has_a_help_line(verb, capsys, monkeypatch):
     parsers = []
-    original = cli.parse
-    module = __import__(f"nmt.commands.{verb}", fromlist=["main"])
+    original = flags.parse
+    module = config_file if verb == "train" else import_module(f"nmt.commands.{verb}")
     monkeypatch.setattr(module, "parse", lambda parser, words: parsers.append(parser) or original(parser, words))
     assert run(verb, "--help") == 0
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Models trained once for all system tests: seconds each, on one thread."""
+"""Models trained once for all tests that need one: seconds each, on one thread."""
 
 import time
 from dataclasses import dataclass
@@ -8,18 +8,16 @@ import pytest
 
 import nmt
 from nmt.config import TrainConfig
+from nmt.config_file import read_config
 from nmt.corpus import load_card
 from nmt.fetch import fetch
 from nmt.translator import Translator
-from tests.conftest import ROOT
+from tests import ROOT
 
 
-def read_config(name: str, **sections) -> TrainConfig:
-    """A shipped configuration as `nmt train` reads it, with some keys changed."""
-    from nmt.commands.train import _parse
-
-    flags = [f"--{key}={value}" for key, value in sections.items()]
-    return _parse(["--config", str(ROOT / "recipes" / "configs" / name), *flags])[1]
+def shipped(name: str, **changes) -> TrainConfig:
+    """A shipped configuration with some keys changed."""
+    return read_config(ROOT / "recipes" / "configs" / name, changes)
 
 
 @dataclass
@@ -46,8 +44,8 @@ def reverse_runs(tmp_path_factory) -> ReverseRuns:
     }
     began = time.perf_counter()
     first, second = folder / "cross_entropy", folder / "soft_beam"
-    train(read_config("quickstart_reverse.yaml", run=str(first), **common))
-    train(read_config("quickstart_reverse_soft_beam.yaml", run=str(second), **common), start=first)
+    train(shipped("quickstart_reverse.yaml", run=str(first), **common))
+    train(shipped("quickstart_reverse_soft_beam.yaml", run=str(second), **common), start=first)
     return ReverseRuns(nmt.load(first), nmt.load(second), folder, time.perf_counter() - began)
 
 
@@ -58,7 +56,7 @@ def real_translator(corpora, tmp_path_factory) -> Translator:
 
     folder = tmp_path_factory.mktemp("real")
     text = corpora / "multi30k"
-    config = read_config(
+    config = shipped(
         "quickstart_reverse.yaml",
         run=str(folder / "run"),
         **{
