@@ -7,8 +7,11 @@ environment() {
     stamp=.venv/installed${extra:+-$extra}
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return 0
     if [ ! -x .venv/bin/python ]; then
-        python=$(command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3 || true)
-        if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        # Each is tried: a name may be there (a version manager's shim) and still not run.
+        for python in python3.13 python3.12 python3.11 python3 none; do
+            "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
+        done
+        if [ "$python" = none ]; then
             echo "This needs Python 3.11 or newer; install it (Debian, Ubuntu: apt-get install python3 python3-venv)." >&2
             return 2
         fi

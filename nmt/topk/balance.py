@@ -72,7 +72,9 @@ def sides(z: Tensor) -> tuple[Tensor, Tensor]:
     return both[:, 0], both[:, 1]
 
 
-def solve(offsets: Offsets, log_tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def solve(
+    offsets: Offsets, log_tail: Tensor | None = None, iterations: list[int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Newton on log P - log Q, P the mass misplaced below rank k and Q the mass missing above it; bisection
     as guard.
 
@@ -83,6 +85,7 @@ def solve(offsets: Offsets, log_tail: Tensor | None = None) -> tuple[Tensor, Ten
     Args:
         offsets: of `offsets_of`.
         log_tail: (rows, 1) logsumexp of the offsets of the candidates that were screened out.
+        iterations: a list that takes the number of them, of the row with most.
 
     Returns:
         (x - tau) / T of the candidates (rows, C), and u (rows, 1).
@@ -91,7 +94,7 @@ def solve(offsets: Offsets, log_tail: Tensor | None = None) -> tuple[Tensor, Ten
     above = torch.arange(1, start.shape[1] + 1, device=start.device) <= whole
     u = torch.zeros_like(part).clamp_(low, high)
     active = torch.ones_like(above[:, :1])
-    for _ in range(_ITERATIONS):
+    for iteration in range(1, _ITERATIONS + 1):
         z = start - u
         weight, rest = sides(z)
         wrong, slopes = torch.where(above, rest, weight), weight * rest
@@ -112,6 +115,8 @@ def solve(offsets: Offsets, log_tail: Tensor | None = None) -> tuple[Tensor, Ten
         u = torch.where(active, new, u)
         active = active & ~small
         if not bool(active.any()):
+            if iterations is not None:
+                iterations.append(iteration)
             return start - u, u
     raise AssertionError(f"{int(active.sum())} rows of {len(active)} have not converged: C = {start.shape[1]}")
 

@@ -71,12 +71,18 @@ def soft_topk(scores: Tensor, k: int | Tensor, temperature: float | Tensor, *, l
 
 
 def solve_rows(
-    rows: Tensor, k: int | Tensor, temperature: float | Tensor, shape: torch.Size, largest: bool
+    rows: Tensor,
+    k: int | Tensor,
+    temperature: float | Tensor,
+    shape: torch.Size,
+    largest: bool,
+    iterations: list[int] | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """The weights (rows, n) of scores (rows, n), the solution (rows, 2) of `derivatives`, and what the first-order
     backward keeps, eight entries a part of the rows.
 
-    `shape` and `largest` name a row and a value that is refused.
+    `shape` and `largest` name a row and a value that is refused; `iterations` takes those of each call
+    of the solver.
     """
     n = rows.shape[1]
     refuse_temperature(temperature)
@@ -88,12 +94,12 @@ def solve_rows(
         t = of_rows(temperature, candidates.rows)
         offsets = offsets_of(candidates.values, of_rows(k, candidates.rows), t, n)
         if candidates.log_tail is None or candidates.reference is None:
-            z, u = solve(offsets)
+            z, u = solve(offsets, None, iterations)
             return (z, offsets.free, torch.cat((offsets.middle, u), 1)), None
         # 0 in a row with fewer finite scores than k: its middle is masked, and its tail as well.
         shift = ((candidates.reference.double() - offsets.middle) / t).where(offsets.free, 0.0)
         log_tail = candidates.log_tail.unsqueeze(1) + shift
-        z, u = solve(offsets, log_tail)
+        z, u = solve(offsets, log_tail, iterations)
         log_mass = log_tail - u
         log_share = log_mass - (offsets.whole + offsets.part).log()
         certificate = Certificate((log_mass + z[:, -1:]).squeeze(1), log_share.squeeze(1))

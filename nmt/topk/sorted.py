@@ -60,12 +60,18 @@ def sorted_soft_topk(scores: Tensor, k: int, temperature: float | Tensor, *, lar
 
 
 def solve_rows(
-    rows: Tensor, k: int, temperature: float | Tensor, shape: torch.Size, largest: bool
+    rows: Tensor,
+    k: int,
+    temperature: float | Tensor,
+    shape: torch.Size,
+    largest: bool,
+    iterations: list[int] | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """The weights (rows, n, k) of scores (rows, n), the solution (rows, 2, k) of `derivatives`, and what the
     first-order backward keeps, nine entries a part of the rows.
 
-    `shape` and `largest` name a row and a value that is refused.
+    `shape` and `largest` name a row and a value that is refused; `iterations` takes those of each call
+    of the solver.
     """
     refuse_temperature(temperature)
 
@@ -77,7 +83,7 @@ def solve_rows(
         middle = offsets[:, 1, k - 1]
         if log_tail is not None:
             log_tail = log_tail + middle
-        plan, u = solve(offsets, log_tail, tolerance)
+        plan, u = solve(offsets, log_tail, tolerance, iterations)
         solution = torch.stack((middles, u), 1)
         if finite is not None:
             # Masked candidates that fill an empty slot weigh nothing; the padding goes.

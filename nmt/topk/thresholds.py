@@ -76,7 +76,12 @@ def offsets_of(values: Tensor, k: int, temperature: float | Tensor) -> tuple[Ten
     return offsets, middle, finite
 
 
-def solve(offsets: Tensor, log_tail: Tensor | None = None, tolerance: float = RESIDUAL) -> tuple[Plan, Tensor]:
+def solve(
+    offsets: Tensor,
+    log_tail: Tensor | None = None,
+    tolerance: float = RESIDUAL,
+    iterations: list[int] | None = None,
+) -> tuple[Plan, Tensor]:
     """Newton on log(mass misplaced below) - log(mass misplaced above) of the k thresholds, all rows at once.
 
     With P_j the sum of c over the ranks > j and Q_j the sum of 1 - c over the ranks <= j, F_j = log P_j - log
@@ -89,6 +94,7 @@ def solve(offsets: Tensor, log_tail: Tensor | None = None, tolerance: float = RE
         log_tail: (rows,) logsumexp of the offsets of the candidates that were screened out, against the
             threshold k; they weigh exp(log_tail - u) in slot k and nothing in the others.
         tolerance: the residual F at which a row takes its last step.
+        iterations: a list that takes the number of them, of the row with most.
 
     Returns:
         The plan, and u (rows, k) for the anchors 1..k.
@@ -101,7 +107,7 @@ def solve(offsets: Tensor, log_tail: Tensor | None = None, tolerance: float = RE
     floor = torch.full((k,), 1e-30, dtype=offsets.dtype, device=offsets.device).diag()
     u = offsets.new_zeros(rows, k + 1, 1)
     active = torch.ones(rows, 1, dtype=torch.bool, device=offsets.device)
-    for _ in range(_ITERATIONS):
+    for iteration in range(1, _ITERATIONS + 1):
         _, c, d = _plan(offsets, u)
         mass = (torch.where(above, d, c).unsqueeze(1) * sides).sum(-1).add_(TINY)
         if log_tail is not None:
@@ -118,6 +124,8 @@ def solve(offsets: Tensor, log_tail: Tensor | None = None, tolerance: float = RE
         u[:, 1:, 0] += torch.where(active, step, 0.0)
         active = active & ~(residual.abs().amax(-1, keepdim=True) <= tolerance)
         if not bool(active.any()):
+            if iterations is not None:
+                iterations.append(iteration)
             return _plan(offsets, u), u[:, 1:, 0]
     raise AssertionError(f"{int(active.sum())} rows of {rows} have not converged: k = {k}, n = {n}")
 

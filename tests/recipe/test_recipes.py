@@ -106,6 +106,30 @@ def test_quickstart_help(tmp_path):
         assert option in done.stdout
 
 
+def test_environment_passes_over_a_python_that_does_not_run(tmp_path):
+    """Names of version managers may be there for versions that are not."""
+    fakes = tmp_path / "bin"
+    fakes.mkdir()
+    for name, body in {
+        "python3.13": "exit 127",
+        "python3.12": "exit 1",
+        "python3.11": f'[ "$1" = -c ] && exec {sys.executable} "$@"; echo "chose 3.11" "$@" >&2; exit 1',
+    }.items():
+        (fakes / name).write_text(f"#!/bin/sh\n{body}\n")
+        (fakes / name).chmod(0o755)
+    (tmp_path / "setup.cfg").touch()
+    (tmp_path / "setup.py").touch()
+    command = f"bash -c 'PATH={fakes}:$PATH; . {ROOT}/recipes/environment.sh; environment'"
+    done = shell(command, tmp_path, tmp_path)
+    assert "chose 3.11 -m venv .venv" in done.stderr and done.returncode == 2
+    (fakes / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (fakes / "python3").chmod(0o755)
+    (fakes / "python3.11").unlink()
+    command = f"bash -c 'PATH={fakes}:/usr/bin:/bin; . {ROOT}/recipes/environment.sh; environment'"
+    done = shell(command, tmp_path, tmp_path)
+    assert "needs Python 3.11 or newer" in done.stderr and done.returncode == 2
+
+
 def readme_commands() -> list[str]:
     """The commands of the README's blocks marked `bash`, in order; those marked otherwise are not run here."""
     text = (ROOT / "README.md").read_text()
