@@ -5,11 +5,15 @@ Source: Algorithm 1 of Xie et al., Differentiable Top-k with Optimal Transport, 
 2002.06504), a row at a time and in the log domain, with the raw cost (x - y)^2 and eps = 2 T. The squares x^2
 and y^2 belong to one candidate or one anchor, where the scaling removes whatever is there; only x y / T is
 left of the kernel. The released code divides the cost by its maximum over the batch instead, which is T = eps
-max C / 2 here. Gradients are those of the iterations.
+max C / 2 here. Gradients are those of the iterations, or by Algorithm 2.
 """
+
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from nmt.topk.arguments import check_k, check_scores, check_temperature, refuse_temperature, refuse_values
 
@@ -25,6 +29,7 @@ def sinkhorn_topk(
     largest: bool = True,
     iterations: int = 200,
     tolerance: float = 0.0,
+    backward: Literal["iterations", "kkt"] = "iterations",
 ) -> Tensor:
     """`soft_topk` by at most `iterations` Sinkhorn iterations.
 
@@ -35,14 +40,16 @@ def sinkhorn_topk(
         largest: False selects the smallest.
         iterations: at most so many.
         tolerance: a row stops when no anchor's mass, in candidates, is further from its target.
+        backward: "iterations" differentiates the iterations, "kkt" the conditions of optimality (Algorithm 2),
+            which is right where they hold: after enough iterations.
 
     Returns:
         (..., n), in the dtype of the scores.
 
     Raises:
-        ValueError: as `soft_topk`, and for fewer than one iteration or a negative tolerance.
+        ValueError: as `soft_topk`, and for fewer than one iteration, a negative tolerance or another backward.
     """
-    return _run(scores, k, temperature, largest, iterations, tolerance, anchors=1).squeeze(-1)
+    return _run(scores, k, temperature, largest, iterations, tolerance, backward, anchors=1).squeeze(-1)
 
 
 def sorted_sinkhorn_topk(
@@ -53,6 +60,7 @@ def sorted_sinkhorn_topk(
     largest: bool = True,
     iterations: int = 200,
     tolerance: float = 0.0,
+    backward: Literal["iterations", "kkt"] = "iterations",
 ) -> Tensor:
     """`sorted_soft_topk` by at most `iterations` Sinkhorn iterations; arguments and errors as
     `sinkhorn_topk`.
@@ -60,7 +68,7 @@ def sorted_sinkhorn_topk(
     Returns:
         (..., n, k), in the dtype of the scores.
     """
-    return _run(scores, k, temperature, largest, iterations, tolerance, anchors=k)
+    return _run(scores, k, temperature, largest, iterations, tolerance, backward, anchors=k)
 
 
 def _run(
@@ -70,6 +78,7 @@ def _run(
     largest: bool,
     iterations: int,
     tolerance: float,
+    backward: str,
     anchors: int,
 ) -> Tensor:
     check_scores(scores)
@@ -78,6 +87,8 @@ def _run(
     refuse_temperature(temperature)
     if iterations < 1 or not tolerance >= 0:
         raise ValueError(f"iterations must be >= 1 and tolerance >= 0, not {iterations} and {tolerance}")
+    if backward not in ("iterations", "kkt"):
+        raise ValueError(f"backward must be 'iterations' or 'kkt', not {backward!r}")
     x = scores if largest else -scores
     refuse_values(x.detach().amax(-1).reshape(-1), scores.shape[:-1], largest)
     x = x.double()
@@ -96,9 +107,16 @@ def _run(
     rank = torch.arange(1, anchors + 1, dtype=x.dtype, device=x.device)
     slots = selected if anchors == 1 else (rank <= selected).double()
     target = torch.cat((slots, count - selected), -1)
+    arguments = (target, masked, iterations, tolerance)
+    plan: Tensor = _Transport.apply(logits, *arguments) if backward == "kkt" else _iterate(logits, *arguments)
+    return plan[..., :-1].to(scores.dtype)
+
+
+def _iterate(logits: Tensor, target: Tensor, masked: Tensor, iterations: int, tolerance: float) -> Tensor:
+    """Algorithm 1: the plan (..., n, anchors + 1) of logits -C / eps, with rows of 1 and columns of `target`."""
     log_target = target.log()
     log_scale = torch.zeros_like(target).masked_fill_(target == 0, _NOTHING)
-    active = torch.ones_like(count, dtype=torch.bool)
+    active = torch.ones_like(target[..., :1], dtype=torch.bool)
     for _ in range(iterations):
         log_plan = _rows(logits + log_scale.unsqueeze(-2), masked)
         mass = log_plan.logsumexp(-2)
@@ -106,7 +124,40 @@ def _run(
         if not bool(active.any()):
             break
         log_scale = torch.where(active & (target > 0), log_scale + log_target - mass, log_scale)
-    return _rows(logits + log_scale.unsqueeze(-2), masked)[..., :-1].exp().to(scores.dtype)
+    return _rows(logits + log_scale.unsqueeze(-2), masked).exp()
+
+
+class _Transport(torch.autograd.Function):
+    """Algorithm 1 forward, Algorithm 2 backward: the conditions of optimality (KKT), differentiated.
+
+    With h = Gamma * dL/dGamma, the multipliers p of the rows and q of the columns solve
+
+        [diag(mu), Gamma; Gamma^T, diag(nu)] [p; q] = [h 1; h^T 1],   dL/dlogits = h - Gamma * (p 1^T + 1 q^T),
+
+    with one column taken out, as its constraint follows from the others, and q = K^-1 (...) by the Schur
+    complement K = diag(nu) - Gamma^T diag(mu)^-1 Gamma. The paper drops the last column; the first slot is
+    never empty, and the last column is where all candidates are selected. It also writes K^-1 out: that costs
+    more than the solve.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, masked: Tensor, iterations: int, tolerance: float) -> Tensor:
+        plan = _iterate(logits, target, masked, iterations, tolerance)
+        ctx.save_for_backward(plan, target)
+        return plan
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        plan, target = ctx.saved_tensors
+        h = plan * grad
+        # mu = 1: the plan is in units of candidates.
+        of_rows, kept, nu = h.sum(-1, keepdim=True), plan[..., 1:], target[..., 1:]
+        K = (nu + (nu == 0)).diag_embed() - kept.mT @ kept
+        b = h[..., 1:].sum(-2).unsqueeze(-1) - kept.mT @ of_rows
+        q = torch.linalg.solve_ex(K, b).result
+        p = of_rows - kept @ q
+        return h - plan * (p + pad(q, (0, 0, 1, 0)).mT), None, None, None, None
 
 
 def _rows(logits: Tensor, masked: Tensor) -> Tensor:

@@ -122,10 +122,9 @@ def test_environment_passes_over_a_python_that_does_not_run(tmp_path):
     command = f"bash -c 'PATH={fakes}:$PATH; . {ROOT}/recipes/environment.sh; environment'"
     done = shell(command, tmp_path, tmp_path)
     assert "chose 3.11 -m venv .venv" in done.stderr and done.returncode == 2
-    (fakes / "python3").write_text("#!/bin/sh\nexit 1\n")
-    (fakes / "python3").chmod(0o755)
-    (fakes / "python3.11").unlink()
-    command = f"bash -c 'PATH={fakes}:/usr/bin:/bin; . {ROOT}/recipes/environment.sh; environment'"
+    for name in ("python3", "python3.11"):
+        (fakes / name).write_text("#!/bin/sh\nexit 1\n")
+        (fakes / name).chmod(0o755)
     done = shell(command, tmp_path, tmp_path)
     assert "needs Python 3.11 or newer" in done.stderr and done.returncode == 2
 
