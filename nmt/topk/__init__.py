@@ -3,9 +3,9 @@
 from nmt.topk.hard import hard_topk
 from nmt.topk.module import SoftTopK
 from nmt.topk.plain import soft_topk
-from nmt.topk.softness import Report, report
 from nmt.topk.schedules import Constant, Exponential, Learned, Linear, Schedule
 from nmt.topk.sinkhorn import sinkhorn_topk, sorted_sinkhorn_topk
+from nmt.topk.softness import Report, report
 from nmt.topk.sorted import sorted_soft_topk
 from nmt.topk.sparse import SparseTopk, sparse_soft_topk, sparse_sorted_soft_topk
 

@@ -22,8 +22,8 @@ from nmt.topk.arguments import (
     refuse_values,
 )
 from nmt.topk.balance import offsets_of, pull_back, sides, solve
-from nmt.topk.derivatives import pull_plain, push_plain
-from nmt.topk.rows import fold_rows, fold_values, refuse_nested_forward, total
+from nmt.topk.plain_derivatives import pull_plain, push_plain
+from nmt.topk.rows import map_rows, refuse_nested_forward, total
 from nmt.topk.screening import Candidates, Certificate, flat_positions, of_rows, screen, tail_sums, tail_weights
 
 
@@ -78,8 +78,8 @@ def solve_rows(
     largest: bool,
     iterations: list[int] | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """The weights (rows, n) of scores (rows, n), the solution (rows, 2) of `derivatives`, and what the first-order
-    backward keeps, eight entries a part of the rows.
+    """The weights (rows, n) of scores (rows, n), the solution (rows, 2) of `plain_derivatives`, and what the
+    first-order backward keeps, eight entries a part of the rows.
 
     `shape` and `largest` name a row and a value that is refused; `iterations` takes those of each call
     of the solver.
@@ -153,14 +153,7 @@ class _SoftTopk(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        rows, k, temperature, shape, largest, _ = arguments
-        flat, count = fold_rows(rows, in_dims[0], info.batch_size)
-        k, temperature = (
-            fold_values(value, dim, info.batch_size, count)
-            for value, dim in zip((k, temperature), in_dims[1:3], strict=True)
-        )
-        out = _SoftTopk.apply(flat, k, temperature, (info.batch_size, *shape), largest, [])
-        return tuple(part.view(info.batch_size, count, *part.shape[1:]) for part in out), (0, 0)
+        return map_rows(_SoftTopk, info.batch_size, in_dims, arguments)
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dk: Tensor | None, dT: Tensor | None, *_: None) -> tuple[Tensor, None]:

@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Beyond it a difference of scores is hard at any temperature, and its square is still finite.
+FAR = 1e150
+
 
 def fold_rows(rows: Tensor, dim: int | None, size: int) -> tuple[Tensor, int]:
     """(rows, n) with a mapped dimension of `size` as (size * rows, n), and the number of rows of one instance."""
@@ -18,6 +21,25 @@ def fold_values(value: float | Tensor, dim: int | None, size: int, count: int) -
         return value
     value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
     return (value.unsqueeze(1).expand(size, count) if value.dim() == 1 else value).reshape(-1)
+
+
+def map_rows(
+    operator: type[torch.autograd.Function], size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """The vmap rule of an operator: all instances as rows of one call."""
+    rows, k, temperature, shape, largest, _ = arguments
+    flat, count = fold_rows(rows, in_dims[0], size)
+    k, temperature = (
+        fold_values(value, dim, size, count) for value, dim in zip((k, temperature), in_dims[1:3], strict=True)
+    )
+    weights, solution = operator.apply(flat, k, temperature, (size, *shape), largest, [])
+    return tuple(part.view(size, count, *part.shape[1:]) for part in (weights, solution)), (0, 0)
+
+
+def column(value: float | Tensor, x: Tensor) -> Tensor:
+    """A number, a 0-d tensor or one value a row as float64 of shape (rows, 1), with its graph."""
+    tensor = torch.as_tensor(value, dtype=torch.float64, device=x.device)
+    return tensor.reshape(-1, 1).expand(x.shape[0], 1)
 
 
 def total(gradients: Tensor, value: float | Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nmt.topk import plain, sorted
 from nmt.topk.arguments import check_k, check_k_rows, check_scores, check_temperature
-from nmt.topk.sparse import _width
+from nmt.topk.sparse import candidate_width
 
 
 class Report(NamedTuple):
@@ -52,7 +52,7 @@ def report(
         k = k.reshape(-1) if k.dim() else k
     else:
         check_k(k, n)  # type: ignore[arg-type]
-    count = _width(scores, k, width)
+    count = candidate_width(scores, k, width)
     temperature = check_temperature(temperature, scores)
     if isinstance(temperature, Tensor) and temperature.dim():
         temperature = temperature.reshape(-1)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from nmt.topk import compiled
 from nmt.topk.arguments import check_k, check_scores, check_temperature, refuse_temperature, refuse_values
-from nmt.topk.derivatives import pull_sorted, push_sorted
-from nmt.topk.rows import fold_rows, fold_values, refuse_nested_forward, total
+from nmt.topk.rows import map_rows, refuse_nested_forward, total
 from nmt.topk.screening import Candidates, Certificate, flat_positions, of_rows, screen, tail_sums, tail_weights
+from nmt.topk.sorted_derivatives import pull_sorted, push_sorted
 from nmt.topk.thresholds import RESIDUAL, RESIDUAL_SINGLE, Plan, offsets_of, pull_back, solve
 
 
@@ -67,7 +67,7 @@ def solve_rows(
     largest: bool,
     iterations: list[int] | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """The weights (rows, n, k) of scores (rows, n), the solution (rows, 2, k) of `derivatives`, and what the
+    """The weights (rows, n, k) of scores (rows, n), the solution (rows, 2, k) of `sorted_derivatives`, and what the
     first-order backward keeps, nine entries a part of the rows.
 
     `shape` and `largest` name a row and a value that is refused; `iterations` takes those of each call
@@ -140,11 +140,7 @@ class _SortedSoftTopk(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        rows, k, temperature, shape, largest, _ = arguments
-        flat, count = fold_rows(rows, in_dims[0], info.batch_size)
-        temperature = fold_values(temperature, in_dims[2], info.batch_size, count)
-        out = _SortedSoftTopk.apply(flat, k, temperature, (info.batch_size, *shape), largest, [])
-        return tuple(part.view(info.batch_size, count, *part.shape[1:]) for part in out), (0, 0)
+        return map_rows(_SortedSoftTopk, info.batch_size, in_dims, arguments)
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dk: None, dT: Tensor | None, *_: None) -> tuple[Tensor, None]:

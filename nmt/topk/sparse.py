@@ -44,7 +44,7 @@ def sparse_soft_topk(
     Raises:
         ValueError: as `soft_topk`; a width out of range, or none where k is a tensor.
     """
-    width = _width(scores, k, width)
+    width = candidate_width(scores, k, width)
     weights = soft_topk(scores, k, temperature, largest=largest)
     indices = _best(scores, width, largest)
     tail = _wide(weights).scatter(-1, indices, 0.0).sum(-1).to(weights.dtype)
@@ -63,7 +63,7 @@ def sparse_sorted_soft_topk(
     Raises:
         ValueError: as `sorted_soft_topk`; a width out of range.
     """
-    width = _width(scores, k, width)
+    width = candidate_width(scores, k, width)
     weights = sorted_soft_topk(scores, k, temperature, largest=largest)
     indices = _best(scores, width, largest)
     index = indices.unsqueeze(-1).expand(*indices.shape, k)
@@ -80,7 +80,12 @@ def _wide(weights: Tensor) -> Tensor:
     return weights if weights.dtype in (torch.float64, torch.float32) else weights.float()
 
 
-def _width(scores: Tensor, k: int | Tensor, width: int | None) -> int:
+def candidate_width(scores: Tensor, k: int | Tensor, width: int | None) -> int:
+    """How many candidates are no tail: `width`, or min(n, max(32, 8 k)).
+
+    Raises:
+        ValueError: a width outside 1..n, or none where k is a tensor.
+    """
     check_scores(scores)
     n = scores.shape[-1]
     if width is None:

@@ -208,3 +208,36 @@ def test_the_first_order_backward_stays_on_the_candidates(operator, monkeypatch)
     operator(x, 2, 0.1).square().sum().backward()
     with pytest.raises(AssertionError, match="a pass over all"):
         torch.autograd.grad(operator(x, 2, 0.1).square().sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("n", [20, 300])
+def test_derivatives_in_lower_precision(operator, dtype, tolerance, n):
+    x = _randn(3, n).to(dtype)
+    shape = operator(x, 3, 0.3).shape
+    g, dx = _randn(*shape, seed=1).to(dtype), _randn(3, n, seed=2).to(dtype)
+
+    def all_of(x, g, dx):
+        x = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(operator(x, 3, 0.3), x, g, create_graph=True)
+        (second,) = torch.autograd.grad(first, x, dx)
+        return first.detach(), second, torch.func.jvp(lambda x: operator(x, 3, 0.3), (x.detach(),), (dx,))[1]
+
+    for a, b in zip(all_of(x, g, dx), all_of(x.double(), g.double(), dx.double()), strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_operators_on_other_functional_paths(operator):
+    # No gradient wanted, a gradient for the temperature alone, and an output that the loss does not use.
+    x, t = _randn(2, 6), torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    assert operator(x, 2, 0.4).grad_fn is None
+    (to_t,) = torch.autograd.grad(operator(x, 2, t).square().sum(), t)
+    step = 1e-6
+    ends = [float(operator(x, 2, 0.4 + s).square().sum()) for s in (step, -step)]
+    assert float(to_t) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6)
+    y = _randn(2, 6).requires_grad_()
+    (unused,) = torch.autograd.grad((0 * operator(y, 2, 0.4)).sum() + y.sum(), y)
+    assert torch.equal(unused, torch.ones_like(y))

@@ -54,15 +54,3 @@ def test_before_convergence_the_two_backwards_differ(sinkhorn):
 def test_an_unknown_backward():
     with pytest.raises(ValueError, match="backward must be 'iterations' or 'kkt', not 'ktt'"):
         sinkhorn_topk(torch.zeros(3), 1, 0.5, backward="ktt")
-
-
-def test_the_golden_case_of_the_released_demo():
-    # Scores, k smallest, eps and the cost over its maximum (6 - 0)^2 or (6 - 1)^2, as the demo prints them.
-    x = torch.tensor([5.0, 2, 3, 4, 1, 6], dtype=torch.float64)
-    wanted = [0.158869, 0.841131, 0.635424, 0.364576, 0.941463, 0.058537]
-    T = 0.05 * 36 / 2
-    for A in (
-        soft_topk(x, 3, T, largest=False),
-        sinkhorn_topk(x, 3, T, largest=False, iterations=2000, tolerance=1e-12),
-    ):
-        assert [round(float(a), 6) for a in A] == wanted

@@ -1,113 +1,20 @@
-"""Derivatives of both operators to any order, forward and backward, by differentiable pieces on all candidates.
+"""Derivatives of the sorted operator to any order; see `plain_derivatives` for the way. Memory is O(n k).
 
-The first-order backward of the operators is leaner: it uses the screened candidates and writes in place. What
-differentiates further, or forward, comes here. The thresholds u enter as constants and leave with their exact
-derivative (implicit function theorem), which is itself written with the attached u: so every order follows.
-Memory is O(n), or O(n k) for the sorted operator.
-
-Shapes: x (rows, n) float64; k, T and all sums (rows, 1); a solution (rows, 2) or (rows, 2, k) holds the
-origins and u = (tau - origin) / T, as `balance` and `thresholds` define them.
+Shapes: x (rows, n) float64; T (rows, 1); a solution (rows, 2, k) holds the origins and u = (tau - origin) / T, as
+`thresholds` defines them, for the anchors 1..k.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, pad
+from torch.nn.functional import pad
 
+from nmt.topk.rows import FAR, column
 from nmt.topk.thresholds import HARD
 
-# Beyond it a difference of scores is hard at any temperature, and its square is still finite.
-_FAR = 1e150
 # A threshold whose weights vary less moves nothing; the inverse of the root stays finite in all products.
 _STIFF = 1e-200
-
-
-class _Row(NamedTuple):
-    """The plain plan: y = (x - origin) / T, z = y - u, w = A (1 - A), q = w / sum w, and log sum w."""
-
-    y: Tensor
-    z: Tensor
-    w: Tensor
-    q: Tensor
-    log_sum: Tensor
-    free: Tensor
-
-
-def column(value: float | Tensor, x: Tensor) -> Tensor:
-    """A number, a 0-d tensor or one value a row as float64 of shape (rows, 1), with its graph."""
-    tensor = torch.as_tensor(value, dtype=torch.float64, device=x.device)
-    return tensor.reshape(-1, 1).expand(x.shape[0], 1)
-
-
-def _row(x: Tensor, k: Tensor, T: Tensor, origin: Tensor, u: Tensor) -> _Row:
-    finite = x > -torch.inf
-    free = k < finite.sum(-1, keepdim=True)
-    soft = free & finite
-    y = torch.where(soft, (torch.where(finite, x, 0.0) - origin).clamp(-_FAR, _FAR) / T, 0.0)
-    # A row that selects all it has is hard, whatever the scores.
-    hard = torch.where(finite, HARD, -HARD).to(x.dtype)
-    z = torch.where(soft, (y - u).clamp(-HARD, HARD), hard)
-    log_w = logsigmoid(z) + logsigmoid(-z)
-    log_sum = log_w.logsumexp(-1, keepdim=True)
-    w = torch.where(soft, log_w.exp(), 0.0)
-    return _Row(y, z, w, torch.where(soft, (log_w - log_sum).exp(), 0.0), log_sum, free)
-
-
-class _Threshold(torch.autograd.Function):
-    """u with du = sum q dy - dk / sum w, which keeps sum A = k."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, k: Tensor, T: Tensor, origin: Tensor, u: Tensor) -> Tensor:
-        return u.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:4], output)
-        ctx.save_for_forward(*inputs[:4], output)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        T = ctx.saved_tensors[2]
-        row = _row(*ctx.saved_tensors)
-        to_k = torch.where(row.free, -g * (-row.log_sum.clamp(min=-600.0)).exp(), 0.0)
-        return row.q * g / T, to_k, -(row.q * row.y).sum(-1, keepdim=True) * g / T, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, dk: Tensor, dT: Tensor, *_: None) -> Tensor:
-        T = ctx.saved_tensors[2]
-        row = _row(*ctx.saved_tensors)
-        of_k = torch.where(row.free, dk * (-row.log_sum.clamp(min=-600.0)).exp(), 0.0)
-        return (row.q * (dx - row.y * dT)).sum(-1, keepdim=True) / T - of_k
-
-
-def _solved(x: Tensor, k: float | Tensor, T: float | Tensor, solution: Tensor) -> tuple[_Row, Tensor]:
-    x, k, T = x.double(), column(k, x), column(T, x)
-    origin, u = solution.detach().split(1, -1)
-    return _row(x, k, T, origin, _Threshold.apply(x, k, T, origin, u)), T
-
-
-def pull_plain(
-    g: Tensor, x: Tensor, k: float | Tensor, T: float | Tensor, solution: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dL/dx (rows, n), dL/dk and dL/dT (rows,) of g = dL/dA (rows, n); formulas at `balance.pull_back`."""
-    row, t = _solved(x, k, T, solution)
-    g = g.double()
-    mean = (row.q * g).sum(-1, keepdim=True)
-    # Times T: in the units of A.
-    scaled = row.w * (g - mean)
-    return scaled / t, mean.squeeze(1), -((scaled * row.y).sum(-1, keepdim=True) / t).squeeze(1)
-
-
-def push_plain(
-    dx: Tensor, dk: Tensor, dT: Tensor, x: Tensor, k: float | Tensor, T: float | Tensor, solution: Tensor
-) -> Tensor:
-    """dA = w (dy - sum q dy) + q dk, with dy = (dx - y dT) / T: (rows, n)."""
-    row, t = _solved(x, k, T, solution)
-    dy = (dx.double() - row.y * column(dT, x)) / t
-    return row.w * (dy - (row.q * dy).sum(-1, keepdim=True)) + row.q * column(dk, x)
 
 
 class _Plan(NamedTuple):
@@ -126,7 +33,7 @@ def _plan(x: Tensor, T: Tensor, origin: Tensor, u: Tensor) -> _Plan:
     # A threshold with no candidate below it belongs to a slot that takes all, or stays empty.
     soft = finite & (level < finite.sum(-1, keepdim=True))
     gap = torch.where(finite, x.unsqueeze(1), 0.0) - origin.unsqueeze(2)
-    o = torch.where(soft, gap.clamp(-_FAR, _FAR) / T.unsqueeze(2), 0.0)
+    o = torch.where(soft, gap.clamp(-FAR, FAR) / T.unsqueeze(2), 0.0)
     hard = torch.where(finite, HARD, -HARD).to(x.dtype)
     steps = torch.where(soft, (o - u.unsqueeze(2)).clamp(-HARD, HARD), hard)
     p = pad(steps.cumsum(1), (0, 0, 1, 0)).softmax(1) * finite
