@@ -73,11 +73,11 @@ class Seq2Seq(nn.Module):
 
         One token at a time here; a model that can do all positions at once overrides this.
         """
-        embeddings = self.embed(tokens).unsqueeze(2)
         state = self.start(memory)
         features = []
-        for position in range(tokens.shape[1]):
-            advanced = self.advance(embeddings[:, position], state, memory)
+        # Split at once: the gradient of a slice is a tensor of zeros as large as the whole, at every step.
+        for embedding in self.embed(tokens).split(1, dim=1):
+            advanced = self.advance(embedding, state, memory)
             state = advanced.state
             features.append(advanced.features)
         return torch.cat(features, dim=1)

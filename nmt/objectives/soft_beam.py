@@ -68,7 +68,7 @@ class SoftBeam:
         longest = batch.target.shape[1]
         tokens = batch.target_lengths.sum()
         memory = model.encode(batch.source, batch.source_lengths)
-        gold_embeddings = model.embed(shifted(model, batch.target))
+        gold_embeddings = model.embed(shifted(model, batch.target)).split(1, dim=1)
         gold_state = model.start(memory)
         gold_features: list[Tensor] = []
         softness: list[Tensor] = []
@@ -78,7 +78,7 @@ class SoftBeam:
             led = position < longest
             embedding, state = beam.embedding, beam.state
             if led:
-                embedding = torch.cat([embedding, gold_embeddings[:, position : position + 1]], dim=1)
+                embedding = torch.cat([embedding, gold_embeddings[position]], dim=1)
                 state = join_slots(state, gold_state)
             advanced = model.advance(embedding, state, memory)
             free_state, gold_state = split_slots(advanced.state, beam.slots)
@@ -95,7 +95,7 @@ class SoftBeam:
             loss.observe(position, step)
             beam = step.after
             if loss.restarts and position + 1 < longest:
-                beam = self._restart(beam, gold_state, gold_embeddings[:, position + 1 : position + 2])
+                beam = self._restart(beam, gold_state, gold_embeddings[position + 1])
             with torch.no_grad():
                 weights = step.selection.weights
                 softness.append((weights * (1 - weights)).sum(dim=(1, 2)) / weights.shape[2])
