@@ -158,3 +158,8 @@ def test_readme_commands_run(tmp_path, reverse_runs):
             command += " " + (short if "--from" not in command else short.split(" ", 2)[2])
         done = shell(command, tmp_path, tmp_path / "cache")
         assert done.returncode == 0, f"{command}\n{done.stderr}"
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        done = shell([sys.executable, "-c", block], tmp_path, tmp_path / "cache")
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
