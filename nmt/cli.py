@@ -47,16 +47,16 @@ def main(words: Sequence[str] | None = None) -> None:
         name = f"{error.filename}: " if error.filename else ""
         _refuse(f"{name}{error.strerror}; make room or write elsewhere, what was there before is untouched")
     except KeyboardInterrupt:
-        print("nmt: interrupted", file=sys.stderr)  # noqa: T201
+        print("nmt: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
-        print(_usage())  # noqa: T201
+        print(_usage())
         return 0
     if words[0] == "--version":
-        print(f"nmt {__version__}")  # noqa: T201
+        print(f"nmt {__version__}")
         return 0
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
@@ -78,5 +78,5 @@ def _usage() -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    print(f"nmt: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    print(f"nmt: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

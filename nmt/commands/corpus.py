@@ -21,11 +21,11 @@ def main(words: list[str]) -> None:
     if chosen.action == "list":
         for name in card_names():
             card = load_card(name)
-            print(f"{name:<20} {' '.join(card.description.split())}")  # noqa: T201
+            print(f"{name:<20} {' '.join(card.description.split())}")
         return
     if chosen.card is None:
         raise UserError(f"nmt corpus get needs the name of a card: {', '.join(card_names())}")
     from nmt.fetch import fetch
 
     report = fetch(load_card(chosen.card, chosen.directory), force=chosen.force)
-    print(report)  # noqa: T201
+    print(report)

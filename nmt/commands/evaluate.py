@@ -41,11 +41,11 @@ def main(words: list[str]) -> None:
     scores = evaluate(lines, references, metrics=chosen.metrics, lowercase=chosen.lowercase, tokenize=chosen.tokenize)
     if chosen.json:
         rows = [{"name": s.name, "score": s.value, "signature": s.signature} for s in scores]
-        print(json.dumps(rows, indent=2))  # noqa: T201
+        print(json.dumps(rows, indent=2))
     else:
         for score in scores:
-            print(score.details)  # noqa: T201
-            print(f"  signature: {score.signature}")  # noqa: T201
+            print(score.details)
+            print(f"  signature: {score.signature}")
 
 
 def _translate(chosen: Any, references: list[list[str]]) -> list[str]:

@@ -46,7 +46,7 @@ def main(words: list[str]) -> None:
             save_figure(draw_attention(found[0][0]), output)
         else:
             save_figure(draw_beam(trace_beam(translator, chosen.text, chosen.soft)), output)
-    print(output)  # noqa: T201
+    print(output)
 
 
 def _reports(path: str) -> list[dict]:
