@@ -7,7 +7,7 @@
 
 set -euo pipefail
 
-corpus=auto        # a card in data/; auto: libreoffice_help (apt), else multi30k_en-fr (Hugging Face hub)
+corpus=auto        # a card in data/; auto: libreoffice_help (apt), else multi30k_en-de (Hugging Face hub)
 dir=runs/quickstart # everything that is made lands here
 seed=1             # of both trainings
 threads=$(nproc 2>/dev/null || echo 2) # of torch
@@ -19,7 +19,7 @@ usage() {
     sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
     cat <<EOT
 Options (with their defaults):
-  --corpus auto           libreoffice_help, multi30k_en-fr, reverse (generated, needs no network), or any card
+  --corpus auto           libreoffice_help, multi30k_en-de, reverse (generated, needs no network), or any card
   --dir $dir
   --seed $seed
   --threads $threads
@@ -78,12 +78,20 @@ if wanted 0; then
     finish 0
 fi
 
-# The choice of the corpus is kept, so that a rerun goes on with the same one.
-[ -f "$dir/corpus" ] && [ "$corpus" = auto ] && corpus=$(cat "$dir/corpus")
+# The choice is kept: a rerun goes on with the same corpus and seed, and does not show another one's results.
+if [ -f "$dir/choice" ]; then
+    read -r chosen_corpus chosen_seed <"$dir/choice"
+    [ "$corpus" = auto ] && corpus=$chosen_corpus
+    if [ "$corpus $seed" != "$chosen_corpus $chosen_seed" ]; then
+        echo "quickstart: $dir holds a run on $chosen_corpus with seed $chosen_seed, not on $corpus with seed $seed;" \
+            "give another --dir, or remove that one" >&2
+        exit 2
+    fi
+fi
 if wanted 1; then
     echo "== stage 1: corpus"
     if [ "$corpus" = auto ]; then
-        for corpus in libreoffice_help multi30k_en-fr none; do
+        for corpus in libreoffice_help multi30k_en-de none; do
             [ "$corpus" = none ] && break
             nmt corpus get "$corpus" && break
         done
@@ -95,7 +103,7 @@ if wanted 1; then
     else
         nmt corpus get "$corpus"
     fi
-    echo "$corpus" >"$dir/corpus"
+    echo "$corpus $seed" >"$dir/choice"
     finish 1
 fi
 config=recipes/configs/quickstart

@@ -43,8 +43,8 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Linear:
-    """From `start` to `end` on a line, `end` from then on.
+class _Annealed:
+    """From `start` to `end`, and `end` from then on.
 
     Attributes:
         start: temperature at update 0.
@@ -60,31 +60,23 @@ class Linear:
         _check(start=self.start, end=self.end)
         _check_updates(self.updates)
 
+    def _part(self, update: int) -> float:
+        return min(max(update / self.updates, 0.0), 1.0)
+
+
+class Linear(_Annealed):
+    """From `start` to `end` on a line in `updates` updates, `end` from then on."""
+
     def __call__(self, update: int) -> float:
-        part = min(max(update / self.updates, 0.0), 1.0)
+        part = self._part(update)
         return self.start * (1 - part) + self.end * part
 
 
-@dataclass(frozen=True)
-class Exponential:
-    """From `start` to `end` by the same factor at every update, `end` from then on.
-
-    Attributes:
-        start: temperature at update 0.
-        end: temperature from `updates` on.
-        updates: length of the way.
-    """
-
-    start: float
-    end: float
-    updates: int
-
-    def __post_init__(self) -> None:
-        _check(start=self.start, end=self.end)
-        _check_updates(self.updates)
+class Exponential(_Annealed):
+    """From `start` to `end` by the same factor at each of `updates` updates, `end` from then on."""
 
     def __call__(self, update: int) -> float:
-        part = min(max(update / self.updates, 0.0), 1.0)
+        part = self._part(update)
         return self.start ** (1 - part) * self.end**part
 
 

@@ -86,6 +86,15 @@ def test_quickstart_takes_up_where_it_stopped(quickstart):
     assert (folder / "out" / "soft_beam" / "metrics.jsonl").read_text().startswith(before)
 
 
+@pytest.mark.parametrize(("flag", "value"), [("--corpus", "libreoffice_help"), ("--seed", "2")])
+def test_quickstart_does_not_mix_two_runs(quickstart, flag, value):
+    """Finished stages of one corpus or seed must not pass for those of another."""
+    command, folder, _ = quickstart
+    done = shell([*command, flag, value], ROOT, folder / "cache")
+    assert done.returncode == 2 and "holds a run on reverse with seed 1" in done.stderr
+    assert "BLEU" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
