@@ -83,9 +83,10 @@ def refuse_values(best: Tensor, shape: torch.Size, largest: bool) -> None:
     Raises:
         ValueError: a NaN or an infinity that is no mask.
     """
-    bad = ~(best < math.inf)
-    if not bool(bad.any()):
+    good = best < math.inf
+    if bool(good.all()):
         return
+    bad = ~good
     flat = int(bad.nonzero()[0, 0])
     row: list[int] = []
     for size in reversed(shape):

@@ -1,43 +1,63 @@
 """The one threshold of the plain operator: its Newton iteration and the derivative through it."""
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from nmt.topk.screening import TailSums
-from nmt.topk.thresholds import HARD, RESIDUAL, TINY
+from nmt.topk.thresholds import HARD, RESIDUAL
 
 _ITERATIONS = 200
+# Added to misplaced masses: scores this far apart, in units of T, leave nothing to balance.
+_LEAST = 1e-305
+# Newton steps without a guard: three quarters of the cost of one with it, and nearly always enough.
+_FREE = 5
+
+Tail = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 class Offsets(NamedTuple):
     """Scores of some rows in units of T, best first; all float64.
 
     Attributes:
-        z: (rows, n) (x - middle) / T; +-HARD in a row that selects all its finite scores.
+        z: (rows, C) (x - middle) / T; +-HARD in a row that selects all its finite scores.
         middle: (rows, 1) the middle of the gap at k, or the score x_(floor(k) + 1) for a fractional k.
-        whole: (rows, 1) floor(min(k, finite scores)), an integer.
-        part: (rows, 1) the rest of k, in [0, 1).
-        low, high: (rows, 1) a bracket of u = (tau - middle) / T.
-        free: (rows, 1) False in a row that selects all its finite scores.
+        half: (rows, 1) half of that gap, in units of T.
+        whole: floor(min(k, finite scores)), an int for all rows or (rows, 1).
+        part: (rows, 1) the rest of k, in [0, 1), or None if k is an int for all rows.
+        free: (rows, 1) False in a row that selects all its finite scores, or None if there is none.
+        total: number of candidates, those screened out included.
     """
 
     z: Tensor
     middle: Tensor
-    whole: Tensor
-    part: Tensor
-    low: Tensor
-    high: Tensor
-    free: Tensor
+    half: Tensor
+    whole: int | Tensor
+    part: Tensor | None
+    free: Tensor | None
+    total: int
+
+    def take(self, rows: Tensor) -> "Offsets":
+        return Offsets(*(field[rows] if isinstance(field, Tensor) else field for field in self))
+
+    def bracket(self) -> tuple[Tensor, Tensor]:
+        """Bounds (rows, 1) of u = (tau - middle) / T.
+
+        For an integer k, sum A >= k at tau = x_(k+1) - T log k, and sum A <= k at tau = x_(k) + T log(n - k). For
+        a fractional k, x_(floor(k)+1) is itself the selected part, and the bracket follows from it alone.
+        """
+        if self.part is None:
+            whole = torch.as_tensor(self.whole, dtype=self.z.dtype, device=self.z.device)
+            return -self.half - whole.log(), self.half + math.log(self.total)
+        wanted = self.whole + self.part
+        low = -self.half - (wanted / (1 - self.part)).log()
+        return low, self.half + (self.total / self.part.where(self.part > 0, 1.0)).log()
 
 
 def offsets_of(values: Tensor, k: float | Tensor, temperature: float | Tensor, total: int) -> Offsets:
-    """Places the origin where u = 0 is a good start, and brackets u.
-
-    For an integer k, sum A >= k at tau = x_(k+1) - T log k, and sum A <= k at tau = x_(k) + T log(n - k). For
-    a fractional k, x_(floor(k)+1) is itself the selected part, and the bracket follows from it alone.
+    """Places the origin where u = 0 is a good start.
 
     Args:
         values: (rows, C) float64, best first.
@@ -45,6 +65,12 @@ def offsets_of(values: Tensor, k: float | Tensor, temperature: float | Tensor, t
         temperature: a number, or a tensor () or (rows, 1).
         total: number of candidates, those screened out included.
     """
+    if isinstance(k, int) and k < values.shape[1] and bool((values[:, k] > -torch.inf).all()):
+        # Halves first: the sum of two scores near the largest float overflows.
+        left, right = (values[:, k - 1 : k + 1] / 2).split(1, 1)
+        middle = left + right
+        z = (values - middle) / temperature
+        return Offsets(z, middle, (left - right) / temperature, k, None, None, total)
     finite = values > -torch.inf
     count = finite.sum(-1, keepdim=True)
     wanted = torch.minimum(torch.as_tensor(k, dtype=values.dtype, device=values.device), count.to(values.dtype))
@@ -53,13 +79,10 @@ def offsets_of(values: Tensor, k: float | Tensor, temperature: float | Tensor, t
     part = wanted - whole
     right = values.gather(1, whole.clamp(max=values.shape[1] - 1))
     left = values.gather(1, (whole - 1).clamp(min=0)).where(part == 0, right)
-    # Halves first: the sum of two scores near the largest float overflows.
     middle = left / 2 + right / 2
     z = ((values - middle) / temperature).where(free, torch.where(finite, HARD, -HARD).to(values.dtype))
     half = ((left / 2 - right / 2) / temperature).where(free, torch.zeros_like(part))
-    low = -half - (wanted / (1 - part)).log()
-    high = half + (total / part.where(part > 0, torch.ones_like(part))).log()
-    return Offsets(z, middle, whole, part, low, high, free)
+    return Offsets(z, middle, half, whole, part, free, total)
 
 
 def sides(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,92 +96,113 @@ def sides(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def solve(
-    offsets: Offsets, log_tail: Tensor | None = None, iterations: list[int] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Newton on log P - log Q, P the mass misplaced below rank k and Q the mass missing above it; bisection
-    as guard.
+    offsets: Offsets,
+    tail: Tail | None = None,
+    tolerance: float = RESIDUAL,
+    iterations: list[int] | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
+    """Newton on log P - log Q, P the mass misplaced below rank k and Q the mass missing above it.
 
     All terms of both sums and of the slope are positive, so nothing cancels; Newton on sum A - k stalls where
-    all A are nearly 0 or 1. A row that has converged is frozen, so that its result does not depend on the
-    other rows.
+    all A are nearly 0 or 1. The first steps are free, the others bisect where Newton would leave the bracket. A row
+    that has converged is frozen, so that its result does not depend on the other rows.
 
     Args:
         offsets: of `offsets_of`.
-        log_tail: (rows, 1) logsumexp of the offsets of the candidates that were screened out.
+        tail: of the candidates outside the screen: from u (rows, 1), the sums of their A and of their A^2, or None
+            where that is nothing beside the first.
+        tolerance: the residual at which a row takes its last step.
         iterations: a list that takes the number of them, of the row with most.
+        start: (rows, 1) where u starts, instead of at 0.
 
     Returns:
-        (x - tau) / T of the candidates (rows, C), and u (rows, 1).
+        u (rows, 1).
     """
-    start, _, whole, part, low, high, _ = offsets
-    above = torch.arange(1, start.shape[1] + 1, device=start.device) <= whole
-    u = torch.zeros_like(part).clamp_(low, high)
-    active = torch.ones_like(above[:, :1])
+    z, k, part = offsets.z, offsets.whole, offsets.part
+    if z.shape[1] % 16:
+        z = torch.nn.functional.pad(z, (0, -z.shape[1] % 16), value=-HARD)
+    both = z.new_empty(2, *z.shape)
+    wrong, square = both
+    if isinstance(k, int):
+        sign = z.new_ones(z.shape[1])
+        sign[:k] = -1.0
+    else:
+        sign = torch.where(torch.arange(1, z.shape[1] + 1, device=z.device) <= k, -1.0, 1.0).to(z.dtype)
+        under, upper = (sign > 0).to(z.dtype), (sign < 0).to(z.dtype)
+    signed = z * sign
+    u = z.new_zeros(len(z), 1) if start is None else start
+    active = torch.ones_like(u, dtype=torch.bool)
+    low = high = u
     for iteration in range(1, _ITERATIONS + 1):
-        z = start - u
-        weight, rest = sides(z)
-        wrong, slopes = torch.where(above, rest, weight), weight * rest
-        below = torch.where(above, 0.0, wrong).sum(-1, keepdim=True).add_(TINY)
-        over = torch.where(above, wrong, 0.0).sum(-1, keepdim=True).add_(part).add_(TINY)
-        slope_below = torch.where(above, 0.0, slopes).sum(-1, keepdim=True)
-        slope_over = torch.where(above, slopes, 0.0).sum(-1, keepdim=True)
-        if log_tail is not None:
-            tail = (log_tail - u).clamp_(max=HARD / 2).exp_()
-            below, slope_below = below + tail, slope_below + tail
-        residual = below.log() - over.log()
-        low, high = torch.where(residual > 0, u, low), torch.where(residual < 0, u, high)
-        new = u + residual / (slope_below / below + slope_over / over + 1e-30)
-        # `not inside` rather than `outside`: bisects for NaN as well. A final step may end on the bracket by
-        # rounding.
-        small = residual.abs() <= RESIDUAL
-        new = new.where(((new > low) & (new < high)) | small, low / 2 + high / 2)
+        torch.addcmul(signed, sign, u, value=-1, out=wrong)
+        torch.mul(wrong.sigmoid_(), wrong, out=square)
+        if isinstance(k, int):
+            below, above = both[..., k:].sum(-1, keepdim=True), both[..., :k].sum(-1, keepdim=True)
+        else:
+            below, above = (both * under).sum(-1, keepdim=True), (both * upper).sum(-1, keepdim=True)
+        if part is not None:
+            above += part
+        if tail is not None:
+            mass, second = tail(u)
+            below[0] += mass
+            if second is not None:
+                below[1] += second
+        P, Q = below[0].add_(_LEAST), above[0].add_(_LEAST)
+        residual = (P / Q).log_()
+        # 2 - sum A^2 / P - ...: the sums of A (1 - A) over those of A, and the same above.
+        slope = 2 - (below[1] / P).add_(above[1] / Q)
+        new = torch.addcdiv(u, residual, slope)
+        small = residual.abs() <= tolerance
+        if iteration == _FREE:
+            low, high = offsets.bracket()
+            # In the bracket, and NaN at its middle.
+            new = new.nan_to_num(0.0).clamp(low, high)
+        elif iteration > _FREE:
+            low, high = torch.where(residual > 0, u, low), torch.where(residual < 0, u, high)
+            # `not inside` rather than `outside`: bisects for NaN as well. A final step may end on the bracket by
+            # rounding.
+            new = new.where(((new > low) & (new < high)) | small, low / 2 + high / 2)
         u = torch.where(active, new, u)
         active = active & ~small
         if not bool(active.any()):
             if iterations is not None:
                 iterations.append(iteration)
-            return start - u, u
-    raise AssertionError(f"{int(active.sum())} rows of {len(active)} have not converged: C = {start.shape[1]}")
+            return u
+    raise AssertionError(f"{int(active.sum())} rows of {len(active)} have not converged: C = {z.shape[1]}")
 
 
 def pull_back(
-    g: Tensor, z: Tensor, log_mass: Tensor | None, tail: TailSums | None, of_temperature: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    g: Tensor, z: Tensor, rest: tuple[Tensor, Tensor] | None, of_temperature: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The derivative by the implicit function theorem: with w = A (1 - A), q = w / sum w, gbar = sum q g,
 
-        T dL/dx = w (g - gbar),  dL/dk = gbar,  T dL/dT = -sum w g (z - sum q z).
+        T dL/dx = w (g - gbar),  dL/dk = gbar,  T dL/dT = -sum w g (z - sum q z) = -sum w (g - gbar) (z - c), any c.
 
     Args:
         g: (rows, C) dL/dA.
         z: (rows, C) (x - tau) / T.
-        log_mass: (rows, 1) log of the weight of the candidates that were screened out, whose w is their
-            weight p.
-        tail: the sums over them.
-        of_temperature: whether the third result is wanted.
+        rest: (rows, 1) the sums of w and of w g over the candidates that were screened out.
+        of_temperature: whether the last result is wanted.
 
     Returns:
-        T dL/dx (rows, C), gbar (rows, 1), T dL/dT (rows,) or None.
+        T dL/dx (rows, C), gbar (rows, 1), c (rows, 1), and the part of T dL/dT (rows,) of these candidates, or None.
     """
-    weight, rest = sides(z)
-    w = weight * rest
-    # The shares q as a softmax: w itself may be 0 for all candidates of a hard row.
-    log_w = logsigmoid(z) + logsigmoid(-z)
-    log_sum = log_w.logsumexp(-1, keepdim=True)
-    if log_mass is not None:
-        log_sum = torch.logaddexp(log_sum, log_mass)
-    q = (log_w - log_sum).exp()
-    bounded = z.clamp(-HARD, HARD)
-    mean = (q * g).sum(-1, keepdim=True)
-    if tail is not None:
-        scale = (-log_sum.clamp(min=-700.0)).exp()
-        mean = mean + tail.gp.unsqueeze(1) * scale
+    weight, other = sides(z)
+    w = weight * other
+    # The shares q from exp(s) w, s the least |z|: w itself may be 0 for all candidates of a hard row.
+    distance = z.abs()
+    least = distance.amin(-1, keepdim=True)
+    v = (least - distance).exp_().mul_(torch.maximum(weight, other).square_())
+    total, mean = v.sum(-1, keepdim=True), (v * g).sum(-1, keepdim=True)
+    if rest is not None:
+        scale = least.clamp(max=700.0).exp_()
+        total, mean = torch.addcmul(total, rest[0], scale), torch.addcmul(mean, rest[1], scale)
+    mean = mean / total
     to_scores = w * (g - mean)
     if not of_temperature:
-        return to_scores, mean, None
-    # sum w g (z - sum q z) = sum w (g - gbar) (z - center) for any center; a near one keeps it from
-    # cancelling.
-    center = (q * bounded).sum(-1, keepdim=True)
-    if tail is None:
-        return to_scores, mean, -(to_scores * (bounded - center)).sum(-1)
-    in_tail = tail.gp_log_p - mean.squeeze(1) * tail.p_log_p - center.squeeze(1) * (tail.gp - mean.squeeze(1) * tail.p)
-    return to_scores, mean, -(to_scores * (bounded - center)).sum(-1) - in_tail
+        return to_scores, mean, mean, None
+    bounded = z.clamp(-HARD, HARD)
+    # A center near the mean keeps the sum from cancelling.
+    center = (v * bounded).sum(-1, keepdim=True) / total
+    return to_scores, mean, center, -(to_scores * (bounded - center)).sum(-1)

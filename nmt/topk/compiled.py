@@ -18,9 +18,9 @@ from torch import Tensor
 def plain(rows: Tensor, k: Tensor, temperature: Tensor, shape: list[int], largest: bool) -> Tensor:
     """The weights (rows, n) of `soft_topk`."""
     # The operators import this module.
-    from nmt.topk.plain import solve_rows
+    from nmt.topk.plain import dense, solve_rows
 
-    return solve_rows(rows, k, temperature, torch.Size(shape), largest)[0]
+    return dense(solve_rows(rows, k, temperature, torch.Size(shape), largest), rows)
 
 
 @plain.register_fake
@@ -33,8 +33,8 @@ def plain_backward(grad: Tensor, rows: Tensor, k: Tensor, temperature: Tensor) -
     """The gradients by the rows, k and the temperature."""
     from nmt.topk.plain import pull_lean, solve_rows
 
-    kept = solve_rows(rows, k, temperature, rows.shape[:1], True)[2]
-    to_rows, to_k, to_t = pull_lean(grad, rows, temperature, kept, True)
+    solved = solve_rows(rows, k, temperature, rows.shape[:1], True)
+    to_rows, to_k, to_t = pull_lean(grad.gather(1, solved.order), grad, temperature, solved, rows.shape[1], True)
     return to_rows, to_k if k.dim() else to_k.sum(), to_t if temperature.dim() else to_t.sum()
 
 
@@ -57,9 +57,9 @@ plain.register_autograd(_pull_plain, setup_context=_keep_plain)
 @torch.library.custom_op("nmt_topk::ranked", mutates_args=())
 def ranked(rows: Tensor, k: int, temperature: Tensor, shape: list[int], largest: bool) -> Tensor:
     """The weights (rows, n, k) of `sorted_soft_topk`."""
-    from nmt.topk.sorted import solve_rows
+    from nmt.topk.sorted import dense, solve_rows
 
-    return solve_rows(rows, k, temperature, torch.Size(shape), largest)[0]
+    return dense(solve_rows(rows, k, temperature, torch.Size(shape), largest), rows, k)
 
 
 @ranked.register_fake
@@ -72,8 +72,9 @@ def ranked_backward(grad: Tensor, rows: Tensor, k: int, temperature: Tensor) -> 
     """The gradients by the rows and the temperature."""
     from nmt.topk.sorted import pull_lean, solve_rows
 
-    kept = solve_rows(rows, k, temperature, rows.shape[:1], True)[2]
-    to_rows, to_t = pull_lean(grad, rows, temperature, kept, True)
+    solved = solve_rows(rows, k, temperature, rows.shape[:1], True)
+    best = grad.gather(1, solved.order.unsqueeze(2).expand(-1, -1, k))
+    to_rows, to_t = pull_lean(best, grad, temperature, solved, rows.shape[1], True)
     return to_rows, to_t if temperature.dim() else to_t.sum()
 
 

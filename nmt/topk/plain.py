@@ -6,7 +6,7 @@ potentials; with T = eps / 2 the plan of a candidate is a sigmoid, and the one u
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +21,13 @@ from nmt.topk.arguments import (
     refuse_temperature,
     refuse_values,
 )
-from nmt.topk.balance import offsets_of, pull_back, sides, solve
+from nmt.topk.balance import Offsets, offsets_of, pull_back, sides, solve
 from nmt.topk.plain_derivatives import pull_plain, push_plain
-from nmt.topk.rows import map_rows, refuse_nested_forward, total
-from nmt.topk.screening import Candidates, Certificate, flat_positions, of_rows, screen, tail_sums, tail_weights
+from nmt.topk.rest import masses, parts, pull, slopes, spread, weigh
+from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total
+from nmt.topk.screening import log_limit, screen, width_of
+from nmt.topk.thresholds import HARD, RESIDUAL, RESIDUAL_SINGLE
+
 
 
 def soft_topk(scores: Tensor, k: int | Tensor, temperature: float | Tensor, *, largest: bool = True) -> Tensor:
@@ -70,57 +73,97 @@ def soft_topk(scores: Tensor, k: int | Tensor, temperature: float | Tensor, *, l
     return weights.view(scores.shape)
 
 
+class Solution(NamedTuple):
+    """The solved rows; all but `order`, `rest` and `starts` in float64.
+
+    Attributes:
+        order: (rows, C) positions of the best candidates, best first.
+        z: (rows, C) (x - tau) / T of them.
+        free: (rows, 1) False in a row that selects all it has, or None if there is none.
+        solution: (rows, 2) of `plain_derivatives`.
+        rest: (rows, m) weights of the others, or None; `Rest.weights`.
+        starts: of `Rest`.
+    """
+
+    order: Tensor
+    z: Tensor
+    free: Tensor | None
+    solution: Tensor
+    rest: Tensor | None
+    starts: Tensor | None
+
+
+_REST = Solution._fields.index("rest")
+
+
 def solve_rows(
     rows: Tensor,
     k: int | Tensor,
     temperature: float | Tensor,
     shape: torch.Size,
     largest: bool,
+    *,
+    whole: bool = True,
+    width: int = 0,
     iterations: list[int] | None = None,
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """The weights (rows, n) of scores (rows, n), the solution (rows, 2) of `plain_derivatives`, and what the
-    first-order backward keeps, eight entries a part of the rows.
+) -> Solution:
+    """Solves scores (rows, n).
 
-    `shape` and `largest` name a row and a value that is refused; `iterations` takes those of each call
-    of the solver.
+    Args:
+        rows, k, temperature: checked by shape, not by value.
+        shape, largest: to name a row and a value that is refused.
+        whole: give the weights of all other candidates, or else of those that matter.
+        width: at least so many best candidates.
+        iterations: takes those of each call of the solver.
     """
     n = rows.shape[1]
     refuse_temperature(temperature)
     refuse_k(k, n)
-
-    def solver(candidates: Candidates) -> tuple[tuple[Tensor, ...], Certificate | None]:
-        if candidates.rows is None:
-            refuse_values(candidates.values[:, 0], shape, largest)
-        t = of_rows(temperature, candidates.rows)
-        offsets = offsets_of(candidates.values, of_rows(k, candidates.rows), t, n)
-        if candidates.log_tail is None or candidates.reference is None:
-            z, u = solve(offsets, None, iterations)
-            return (z, offsets.free, torch.cat((offsets.middle, u), 1)), None
-        # 0 in a row with fewer finite scores than k: its middle is masked, and its tail as well.
-        shift = ((candidates.reference.double() - offsets.middle) / t).where(offsets.free, 0.0)
-        log_tail = candidates.log_tail.unsqueeze(1) + shift
-        z, u = solve(offsets, log_tail, iterations)
-        log_mass = log_tail - u
-        log_share = log_mass - (offsets.whole + offsets.part).log()
-        certificate = Certificate((log_mass + z[:, -1:]).squeeze(1), log_share.squeeze(1))
-        solution = torch.cat((offsets.middle, u), 1)
-        return (z, offsets.free, solution, log_mass, (shift - u).squeeze(1)), certificate
-
+    if isinstance(k, Tensor) and not k.dim() and float(k).is_integer():
+        k = int(k)
+    t, of_k = as_column(temperature), as_column(k)
     most = k if isinstance(k, int) else math.ceil(float(k.max())) if k.numel() else 1
-    weights = torch.empty_like(rows)
-    solutions = rows.new_empty(len(rows), 2, dtype=torch.float64)
-    kept: list[Tensor | None] = []
-    for candidates, (z, free, solution, *tail) in screen(rows, most, temperature, 1, solver):
-        chosen, order, reference = candidates.rows, candidates.order, candidates.reference
-        if tail:
-            assert reference is not None
-            part = tail_weights(rows, chosen, order, reference, tail[1], temperature).to(rows.dtype)
-            weights = part if chosen is None else weights.index_copy_(0, chosen, part)
-        where = flat_positions(chosen, order, n)
-        weights.view(-1).index_copy_(0, where, sides(z)[0].reshape(-1).to(rows.dtype))
-        solutions = solution if chosen is None else solutions.index_copy_(0, chosen, solution)
-        kept += [chosen, where, z, free, *((order, reference, *tail) if tail else (None,) * 4)]
-    return weights, solutions.nan_to_num_(), kept
+    order, values, rest = screen(rows, most, width_of(n, most, width), t, whole)
+    refuse_values(values[:, 0], shape, largest)
+    offsets = offsets_of(values, of_k, t, n)
+    tolerance = RESIDUAL if rows.dtype == torch.float64 else RESIDUAL_SINGLE
+    if rest is None:
+        u = solve(offsets, None, tolerance, iterations)
+        return Solution(order, offsets.z - u, offsets.free, _solution(offsets, u), None, None)
+    # From u to that of the reference of the rest; 0 in a row with fewer finite scores than k.
+    shift = (offsets.middle - rest.reference) / t
+    if offsets.free is not None:
+        shift = shift.where(offsets.free, 0.0)
+    log_mass = rest.sums.log().sub_(shift)
+    # The clamp is what float64 holds.
+    u = solve(offsets, lambda u: ((log_mass - u).clamp_(max=HARD / 2).exp_(), None), tolerance, iterations)
+    coarse = log_mass.add_(offsets.z[:, -1:]).sub_(u, alpha=2) > log_limit(rows, most)
+    exact = coarse.squeeze(1).nonzero().squeeze(1) if bool(coarse.any()) else None
+    for some in () if exact is None else parts(len(exact), rest.weights.shape[1], rows.is_cuda):
+        these = exact[some]
+        e, moved = rest.weights[these], shift[these]
+        part = offsets.take(these)
+        u[these] = solve(part, lambda u, e=e, s=moved: masses(e, (u + s).exp()), tolerance, iterations, u[these])
+    weigh(rest, u + shift, exact)
+    return Solution(order, offsets.z - u, offsets.free, _solution(offsets, u), rest.weights, rest.starts)
+
+
+def _solution(offsets: Offsets, u: Tensor) -> Tensor:
+    solution = torch.cat((offsets.middle, u), 1)
+    return solution if offsets.free is None else solution.nan_to_num_()
+
+
+def weights_of(solved: Solution) -> tuple[Tensor, Tensor]:
+    """The weights (rows, C) of the best candidates and the sum (rows,) of the others', float64."""
+    best = sides(solved.z)[0]
+    return best, best.new_zeros(len(best)) if solved.rest is None else solved.rest.sum(-1).double()
+
+
+def dense(solved: Solution, rows: Tensor) -> Tensor:
+    """The weights (rows, n) in the dtype of the rows; they take the place of the rest, where it has that dtype."""
+    best = sides(solved.z)[0].to(rows.dtype)
+    weights = torch.empty_like(rows) if solved.rest is None else solved.rest.to(rows.dtype)
+    return weights.scatter_(1, solved.order, best)
 
 
 class _SoftTopk(torch.autograd.Function):
@@ -136,23 +179,28 @@ class _SoftTopk(torch.autograd.Function):
         largest: bool,
         kept: list[Tensor | None],
     ) -> tuple[Tensor, Tensor]:
-        weights, solution, parts = solve_rows(rows, k, temperature, shape, largest)
-        kept += parts
-        return weights, solution
+        solved = solve_rows(rows, k, temperature, shape, largest)
+        weights = dense(solved, rows)
+        kept += solved
+        return weights, solved.solution
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         rows, k, temperature, _, _, kept = inputs
-        ctx.mark_non_differentiable(output[1])
+        weights, solution = output
+        ctx.mark_non_differentiable(solution)
         ctx.set_materialize_grads(False)
         ctx.numbers = tuple(None if isinstance(value, Tensor) else value for value in (k, temperature))
         tensors = [value if isinstance(value, Tensor) else None for value in (k, temperature)]
-        ctx.save_for_backward(rows, *tensors, output[1], *kept)
-        ctx.save_for_forward(rows, *tensors, output[1])
+        # The weights of the rest are those of the output, unless it is narrower.
+        if kept and kept[_REST] is not None and kept[_REST].dtype == weights.dtype:
+            kept[_REST] = weights
+        ctx.save_for_backward(rows, *tensors, solution, *kept)
+        ctx.save_for_forward(rows, *tensors, solution)
         kept.clear()
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         return map_rows(_SoftTopk, info.batch_size, in_dims, arguments)
 
     @staticmethod
@@ -170,36 +218,45 @@ class _SoftTopk(torch.autograd.Function):
         k, T = (number if tensor is None else tensor for tensor, number in zip((k, T), ctx.numbers, strict=True))
         if grad is None:
             return (None,) * 6
-        if torch.is_grad_enabled() or not kept:
+        if not is_plain(grad, kept):
             to_scores, to_k, to_T = pull_plain(grad, scores, k, T, solution)
         else:
-            to_scores, to_k, to_T = pull_lean(grad, scores, T, kept, ctx.needs_input_grad[2])
+            solved = Solution(*kept)
+            best = grad.gather(1, solved.order)
+            to_scores, to_k, to_T = pull_lean(best, grad, T, solved, grad.shape[1], ctx.needs_input_grad[2])
         return to_scores.to(scores.dtype), total(to_k, k), total(to_T, T), None, None, None
 
 
 def pull_lean(
-    grad: Tensor, scores: Tensor, T: float | Tensor, kept: list[Tensor | Any], of_temperature: bool
+    g: Tensor, g_rest: Tensor, T: float | Tensor, solved: Solution, n: int, of_temperature: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients by the rows (rows, n), and by k and the temperature (rows,), of `kept` of `solve_rows`."""
-    to_scores = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    to_k, to_temperature = grad.new_zeros(2, len(grad), dtype=torch.float64)
-    for first in range(0, len(kept), 8):
-        rows, where, z, free, order, reference, log_mass, shift = kept[first : first + 8]
-        t = of_rows(T, rows)
-        g = grad.reshape(-1).index_select(0, where).double().view(z.shape)
-        tail = None
-        if order is not None:
-            p = tail_weights(scores, rows, order, reference, shift, T)
-            g_tail = (grad if rows is None else grad[rows]).to(p.dtype)
-            tail = tail_sums(p, g_tail, of_temperature)
-        of_scores, mean, of_T = pull_back(g, z, log_mass, tail, of_temperature)
-        if order is not None:
-            part = (p * (g_tail - mean.to(p.dtype)) / t).to(grad.dtype)
-            to_scores = part if rows is None else to_scores.index_copy_(0, rows, part)
-        to_scores.view(-1).index_copy_(0, where, (of_scores / t).view(-1).to(grad.dtype))
-        chosen = slice(None) if rows is None else rows
-        # A row that selects all it has does not depend on k.
-        to_k[chosen] = mean.where(free, 0.0).squeeze(1)
-        if of_T is not None:
-            to_temperature[chosen] = of_T
-    return to_scores, to_k, to_temperature / T
+    """The gradients by the rows (rows, n), and by k and the temperature (rows,).
+
+    Args:
+        g: (rows, C) dL/dA of the best candidates.
+        g_rest: dL/dA of the others: (rows, n), or (rows, 1) where all of a row have the same.
+        T: the temperature.
+        solved: of `solve_rows`.
+        n: number of candidates.
+        of_temperature: whether the last result is wanted; else it is 0.
+    """
+    order, z, free, _, A, starts = solved
+    t = as_column(T)
+    if A is None:
+        of_best, mean, _, to_T = pull_back(g.double(), z, None, of_temperature)
+        to_scores = of_best.new_empty(len(z), n, dtype=g.dtype)
+    else:
+        g_rest = g_rest.to(A.dtype)
+        w, *sums = slopes(A, order if starts is None else None, g_rest)
+        of_best, mean, center, to_T = pull_back(g.double(), z, (sums[0], sums[1]), of_temperature)
+        part = pull(w, g_rest, mean)
+        if to_T is not None:
+            # z of a weight, which is 0 only where w is 0 as well.
+            far = torch.where(part != 0, A.double(), 0.5).logit() - center
+            to_T = to_T - (part * far).sum(-1)
+        part.div_(t)
+        to_scores = spread(part, starts, n).to(g.dtype)
+    to_scores.scatter_(1, order, (of_best / t).to(g.dtype))
+    # A row that selects all it has does not depend on k.
+    to_k = (mean if free is None else mean.where(free, 0.0)).squeeze(1)
+    return to_scores, to_k, torch.zeros_like(to_k) if to_T is None else to_T / T

@@ -25,15 +25,17 @@ def fold_values(value: float | Tensor, dim: int | None, size: int, count: int) -
 
 def map_rows(
     operator: type[torch.autograd.Function], size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]
-) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    """The vmap rule of an operator: all instances as rows of one call."""
-    rows, k, temperature, shape, largest, _ = arguments
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The vmap rule of an operator (rows, k, temperature, shape, largest, ..., kept): all instances as rows of one
+    call.
+    """
+    rows, k, temperature, shape, *others, _ = arguments
     flat, count = fold_rows(rows, in_dims[0], size)
     k, temperature = (
         fold_values(value, dim, size, count) for value, dim in zip((k, temperature), in_dims[1:3], strict=True)
     )
-    weights, solution = operator.apply(flat, k, temperature, (size, *shape), largest, [])
-    return tuple(part.view(size, count, *part.shape[1:]) for part in (weights, solution)), (0, 0)
+    results = operator.apply(flat, k, temperature, (size, *shape), *others, [])
+    return tuple(part.view(size, count, *part.shape[1:]) for part in results), (0,) * len(results)
 
 
 def column(value: float | Tensor, x: Tensor) -> Tensor:
@@ -42,11 +44,25 @@ def column(value: float | Tensor, x: Tensor) -> Tensor:
     return tensor.reshape(-1, 1).expand(x.shape[0], 1)
 
 
+def as_column(value: float | Tensor) -> float | Tensor:
+    """One value a row as (rows, 1); numbers and 0-d tensors as they are."""
+    return value.unsqueeze(1) if isinstance(value, Tensor) and value.dim() else value
+
+
 def total(gradients: Tensor, value: float | Tensor) -> Tensor | None:
     """Gradients (rows,) of a value as its own gradient: None of a number, the sum of what all rows share."""
     if not isinstance(value, Tensor):
         return None
     return gradients if value.dim() else gradients.sum()
+
+
+def is_plain(grad: Tensor, kept: list[Any]) -> bool:
+    """Whether the lean backward may write in place: no graph of the backward is wanted, and no transform is at work."""
+    if torch.is_grad_enabled() or not kept:
+        return False
+    # Of `is_grads_batched`; the test has no public face, and without it nothing is vectorised.
+    tests: list[Any] = [getattr(torch._C._functorch, f"is_{kind}batchedtensor", None) for kind in ("", "legacy_")]
+    return not any(test(grad) for test in tests if test)
 
 
 def refuse_nested_forward() -> None:

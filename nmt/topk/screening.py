@@ -1,185 +1,117 @@
-"""Certified screening: solve on the best candidates, bound the error of the rest, widen where the bound
-fails.
+"""Screening: the best candidates of each row, on which the solvers work in float64, and the rest of the row.
 
-All candidates below the C best ones weigh exp(z) with z = (x - tau) / T < 0 instead of sigmoid(z), and one
-logsumexp gives their sum M. The error of this is at most exp(z_C) M a row, z_C the scaled score of the last
-candidate kept. A row whose bound is too large is solved again with more candidates, in the end with all of
-them.
+The rest enters the solvers as sums alone. A candidate of it weighs sigmoid(z), z = (x - tau) / T < 0; where exp(z)
+is as good, one sum over the rest serves every step of the solver, and elsewhere a step costs a pass over the rest.
 """
 
 import math
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Up to here the solver on all candidates is cheaper than one more pass over them.
+from nmt.topk.rest import BLOCK, Rest, exponentials
+
+# Up to here the solver on all candidates is cheaper than a pass over the rest.
 _ALL = 64
-_GROWTH = 16
-# Elements of one (rows, slots + 1, n) float64 tensor in a pass over all candidates: 64 MiB.
-_PASS = 1 << 23
+# From here on the best candidates are found by the maxima of blocks: one read of the scores, where torch.topk moves
+# all of them with their positions.
+_BLOCKED = 1 << 14
+# exp(-z) with z = (x - tau) / T serves for the weight up to this error of their sum, in units of k.
+_ERROR, _ERROR_DOUBLE = 1e-8, 1e-13
 
 
-class Candidates(NamedTuple):
-    """The best candidates of some rows.
+class Screen(NamedTuple):
+    """The rows, split.
 
     Attributes:
-        rows: (r,) which rows, or None for all of them.
-        order: (r, C) their positions in the row, best first.
-        values: (r, C) their scores in float64.
-        reference: (r, 1) the score x_(k), or 0 where it is masked; None when there are no other candidates.
-        log_tail: (r,) log sum exp((x - reference) / T) of all others; None when there are none.
+        order: (rows, C) positions of the best candidates, best first.
+        values: (rows, C) their scores in float64.
+        rest: all others, or None.
     """
 
-    rows: Tensor | None
     order: Tensor
     values: Tensor
-    reference: Tensor | None
-    log_tail: Tensor | None
+    rest: Rest | None
 
 
-class TailSums(NamedTuple):
-    """Sums over the candidates outside the screen, of their weights p and gradients g = dL/dp; each (rows,),
-    float64.
+def width_of(n: int, k: int, wanted: int = 0) -> int:
+    """C of n candidates for k selected ones: all of them, or a multiple of 16, at least 8 k and `wanted`.
+
+    A multiple of 16 keeps vectorised functions from rounding the end of a tensor otherwise than the rest of it.
     """
-
-    p: Tensor
-    gp: Tensor
-    p_log_p: Tensor
-    gp_log_p: Tensor
+    width = -(-max(32, 8 * k, wanted) // 16) * 16
+    return n if n <= _ALL or 2 * width >= n else width
 
 
-class Certificate(NamedTuple):
-    """What the screen did to each row.
-
-    Attributes:
-        log_bound: (rows,) log of the bound of the error.
-        log_share: (rows,) log of the mass outside the screen, over all the mass that could be there.
-    """
-
-    log_bound: Tensor
-    log_share: Tensor
+def log_limit(rows: Tensor, k: int) -> float:
+    """The log of the error that exp(z) in the place of the weight may make in the sum of a row."""
+    return math.log(k * (_ERROR_DOUBLE if rows.dtype == torch.float64 else _ERROR))
 
 
-# Takes candidates; returns tensors with a first axis of rows, and a certificate if there are candidates
-# outside.
-Solver = Callable[[Candidates], tuple[tuple[Tensor, ...], Certificate | None]]
-
-
-def screen(
-    scores: Tensor, k: int, temperature: float | Tensor, slots: int, solver: Solver
-) -> Iterator[tuple[Candidates, tuple[Tensor, ...]]]:
-    """Solves all rows and yields the solutions in parts; every row is in exactly one of them.
-
-    The bound to meet is 1e-8 k, or 1e-13 k for float64 scores.
+def screen(rows: Tensor, k: int, width: int, temperature: float | Tensor, whole: bool) -> Screen:
+    """Splits rows (rows, n).
 
     Args:
-        scores: (rows, n).
-        k: number of selected candidates.
-        temperature: a number, or a float64 tensor of shape () or (rows,).
-        slots: size of the axis that the solver adds, to bound the memory of a pass over all candidates.
-        solver: called with the candidates of a part of the rows.
-
-    Yields:
-        Candidates, and what the solver returned for them.
+        rows: (rows, n) contiguous.
+        k: (the largest) number of selected candidates.
+        width: C of `width_of`.
+        temperature: a number, or a tensor () or (rows, 1).
+        whole: the rest holds every other candidate; or else it may leave out those that, all together, cannot weigh
+            a tenth of the error that `log_limit` allows.
     """
-    n = scores.shape[1]
-    limit = math.log(k * (1e-13 if scores.dtype == torch.float64 else 1e-8))
-    count = n if n <= _ALL else max(32, 8 * k)
-    todo: Tensor | None = None
-    uniform: list[Tensor] = []
-    while 2 * count < n:
-        candidates = _best(scores, todo, count, k, temperature)
-        solution, certificate = solver(candidates)
-        assert certificate is not None
-        good = certificate.log_bound <= limit
-        if bool(good.all()):
-            yield candidates, solution
-            todo = scores.new_empty(0, dtype=torch.long)
-            break
-        todo = torch.arange(scores.shape[0], device=scores.device) if todo is None else todo
-        if bool(good.any()):
-            kept = Candidates(todo[good], *(_pick(part, good) for part in candidates[1:]))
-            yield kept, tuple(part[good] for part in solution)
-        # Most of the mass is outside: the weights are nearly uniform, and a wider screen would fail as well.
-        hopeless = ~good & (certificate.log_share > math.log(0.5))
-        uniform.append(todo[hopeless])
-        todo = todo[~(good | hopeless)]
-        if not todo.numel():
-            break
-        count *= _GROWTH
-    if todo is None and scores.shape[0] * slots * n <= _PASS:
-        candidates = _best(scores, None, n, k, temperature)
-        yield candidates, solver(candidates)[0]
-        return
-    rest = torch.arange(scores.shape[0], device=scores.device) if todo is None else torch.cat((todo, *uniform))
-    for part in rest.split(max(1, _PASS // (slots * n))) if rest.numel() else ():
-        candidates = _best(scores, part, n, k, temperature)
-        yield candidates, solver(candidates)[0]
+    n = rows.shape[1]
+    if width == n:
+        values, order = rows.sort(dim=-1, descending=True, stable=True)
+        return Screen(order, values.double(), None)
+    # On a GPU a pass over all candidates is cheaper than waiting for the number of blocks.
+    starts = None
+    if n >= _BLOCKED and not rows.is_cuda:
+        order, values, starts, part, inside = _by_blocks(rows, k, width, temperature, whole)
+    else:
+        values, order = rows.topk(width, dim=-1)
+    last = values[:, -1:]
+    # Relative to a score of the row: the difference of two scores is exact where it matters.
+    reference = torch.where(last > -torch.inf, last, 0.0)
+    if starts is None:
+        rest = exponentials(rows, reference, temperature, order)
+    else:
+        rest = exponentials(part, reference, temperature, inside)._replace(starts=starts)
+    return Screen(order, values.double(), rest)
 
 
-def of_rows(value: float | Tensor, rows: Tensor | None) -> float | Tensor:
-    """A value a row, (rows,), for the chosen rows, as a column; numbers and 0-d tensors as they are."""
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return value
-    return (value if rows is None else value[rows]).unsqueeze(1)
+def _by_blocks(
+    rows: Tensor, k: int, width: int, temperature: float | Tensor, whole: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """The best candidates, which lie in the blocks with the best maxima.
 
-
-def tail_weights(
-    scores: Tensor,
-    rows: Tensor | None,
-    order: Tensor,
-    reference: Tensor,
-    shift: Tensor,
-    temperature: float | Tensor,
-) -> Tensor:
-    """exp((x - reference) / T + shift) of the candidates outside `order` (r, C), 0 for those in it: (r, n).
-
-    In float64 for float64 scores, else in float32. `scores` and `temperature` are those of all rows.
+    Returns:
+        order and values (rows, C); starts of the blocks whose candidates the rest consists of, or None if that is
+        the whole row; those candidates (rows, m), and the positions in them of the best (rows, C).
     """
-    scores = scores if rows is None else scores[rows]
-    rest = _relative(scores, reference, of_rows(temperature, rows)).add_(shift.unsqueeze(1)).exp_()
-    return rest.scatter_(1, order, 0.0)
-
-
-def tail_sums(p: Tensor, g: Tensor, of_temperature: bool) -> TailSums:
-    """What the derivatives need of the candidates outside the screen: weights p and dL/dp = g, both (r, n).
-
-    The sums that only the derivative by the temperature needs are 0 unless it is asked for.
-    """
-    mass, of_mass = p.sum(-1, dtype=torch.float64), (p * g).sum(-1, dtype=torch.float64)
-    if not of_temperature:
-        return TailSums(mass, of_mass, torch.zeros_like(mass), torch.zeros_like(mass))
-    log_p = torch.xlogy(p, p)
-    return TailSums(mass, of_mass, log_p.sum(-1, dtype=torch.float64), (log_p * g).sum(-1, dtype=torch.float64))
-
-
-def _relative(scores: Tensor, reference: Tensor, temperature: float | Tensor) -> Tensor:
-    # Relative to a score of the row, not to a middle: the difference of two scores is exact where it matters.
-    wide = scores if scores.dtype == torch.float64 else scores.float()
-    return (wide - reference.to(wide.dtype)).div_(temperature)
-
-
-def _pick(part: Tensor | None, good: Tensor) -> Tensor:
-    assert part is not None
-    return part[good]
-
-
-def _best(scores: Tensor, rows: Tensor | None, count: int, k: int, temperature: float | Tensor) -> Candidates:
-    scores = scores if rows is None else scores[rows]
-    if count == scores.shape[1]:
-        values, order = scores.sort(dim=-1, descending=True, stable=True)
-        return Candidates(rows, order, values.double(), None, None)
-    values, order = scores.topk(count, dim=-1)
-    reference = values[:, k - 1 : k]
-    reference = torch.where(reference.isfinite(), reference, 0.0)
-    rest = _relative(scores, reference, of_rows(temperature, rows)).scatter_(1, order, -torch.inf)
-    return Candidates(rows, order, values.double(), reference, rest.logsumexp(-1).double())
-
-
-def flat_positions(rows: Tensor | None, order: Tensor, n: int) -> Tensor:
-    """The positions of the candidates in the flattened (rows * n) scores: (r * C,)."""
-    if rows is None:
-        rows = torch.arange(order.shape[0], device=order.device)
-    return (order + rows.unsqueeze(1) * n).view(-1)
+    count, n = rows.shape
+    blocks = n // BLOCK
+    maxima = rows[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).amax(-1)
+    best, chosen = maxima.topk(width, dim=-1)
+    part_of_rows = False
+    if not whole:
+        # The best k + 1 blocks hold k + 1 candidates as good as the last of their maxima, and so
+        # tau >= that maximum - T log k.
+        depth = math.log(10 * n * k) - log_limit(rows, k)
+        threshold = best[:, k : k + 1].double() - temperature * depth
+        needed = int((maxima > threshold).sum(-1).max())
+        part_of_rows = 2 * needed < blocks
+        if part_of_rows and needed > width:
+            chosen = maxima.topk(needed, dim=-1).indices
+    first = torch.arange(count, device=rows.device).unsqueeze(1) * n
+    starts = (chosen * BLOCK + first).view(-1)
+    # All windows of the flat scores; the blocks are some of them, whatever n.
+    part = rows.view(-1).unfold(0, BLOCK, 1).index_select(0, starts).view(count, -1)
+    if blocks * BLOCK < n:
+        part = torch.cat((part, rows[:, blocks * BLOCK :]), 1)
+    values, inside = part.topk(width, dim=-1)
+    in_blocks = inside < chosen.shape[1] * BLOCK
+    block = chosen.gather(1, (inside // BLOCK).clamp_(max=chosen.shape[1] - 1))
+    behind = inside + (blocks - chosen.shape[1]) * BLOCK
+    order = torch.where(in_blocks, block * BLOCK + inside % BLOCK, behind)
+    return order, values, starts if part_of_rows else None, part, inside

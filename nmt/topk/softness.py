@@ -61,9 +61,11 @@ def report(
     with torch.no_grad():
         if ranked:
             assert isinstance(k, int)
-            weights = sorted.solve_rows(rows, k, temperature, scores.shape[:-1], largest, iterations)[0]
+            ranks = sorted.solve_rows(rows, k, temperature, scores.shape[:-1], largest, iterations=iterations)
+            weights = sorted.dense(ranks, rows, k)
         else:
-            weights = plain.solve_rows(rows, k, temperature, scores.shape[:-1], largest, iterations)[0].unsqueeze(-1)
+            solved = plain.solve_rows(rows, k, temperature, scores.shape[:-1], largest, iterations=iterations)
+            weights = plain.dense(solved, rows).unsqueeze(-1)
     softness = (weights * (1 - weights)).sum((1, 2))
     best = rows.topk(count, dim=-1).indices
     tail = weights.sum(2).scatter(1, best, 0.0).sum(1)

@@ -9,17 +9,33 @@ Source of the operator: Xie et al., Differentiable Top-k with Optimal Transport,
 and the thresholds tau_1..tau_k for which every slot receives a mass of one.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nmt.topk import compiled
 from nmt.topk.arguments import check_k, check_scores, check_temperature, refuse_temperature, refuse_values
-from nmt.topk.rows import map_rows, refuse_nested_forward, total
-from nmt.topk.screening import Candidates, Certificate, flat_positions, of_rows, screen, tail_sums, tail_weights
+from nmt.topk.rest import parts, spread
+from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total
+from nmt.topk.screening import log_limit, screen, width_of
 from nmt.topk.sorted_derivatives import pull_sorted, push_sorted
-from nmt.topk.thresholds import RESIDUAL, RESIDUAL_SINGLE, Plan, offsets_of, pull_back, solve
+from nmt.topk.thresholds import (
+    HARD,
+    RESIDUAL,
+    RESIDUAL_SINGLE,
+    Plan,
+    balance,
+    gather,
+    of_scores,
+    offsets_of,
+    plan_of,
+    ranked_masses,
+    ranked_plan,
+    solve,
+)
+
 
 
 def sorted_soft_topk(scores: Tensor, k: int, temperature: float | Tensor, *, largest: bool = True) -> Tensor:
@@ -59,61 +75,124 @@ def sorted_soft_topk(scores: Tensor, k: int, temperature: float | Tensor, *, lar
     return weights.view(*scores.shape, k)
 
 
+class Solution(NamedTuple):
+    """The solved rows.
+
+    Attributes:
+        order: (rows, C) positions of the best candidates, best first.
+        p, c, d: their `thresholds.Plan`, float64.
+        solution: (rows, 2, k) of `sorted_derivatives`, float64.
+        rest: (rows, m) weights of the others in slot k, the only one that they reach; or, in the rows `exact`,
+            exponentials still, as they reach all slots. None if there are no others.
+        starts: of `Rest`.
+        exact: (r,) those rows, or None.
+        steps: (r, k) log of the factors that turn their exponentials into exp((x - tau_j) / T), j = 1..k.
+    """
+
+    order: Tensor
+    p: Tensor
+    c: Tensor
+    d: Tensor
+    solution: Tensor
+    rest: Tensor | None = None
+    starts: Tensor | None = None
+    exact: Tensor | None = None
+    steps: Tensor | None = None
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.p, self.c, self.d)
+
+
 def solve_rows(
     rows: Tensor,
     k: int,
     temperature: float | Tensor,
     shape: torch.Size,
     largest: bool,
+    *,
+    whole: bool = True,
+    width: int = 0,
     iterations: list[int] | None = None,
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """The weights (rows, n, k) of scores (rows, n), the solution (rows, 2, k) of `sorted_derivatives`, and what the
-    first-order backward keeps, nine entries a part of the rows.
-
-    `shape` and `largest` name a row and a value that is refused; `iterations` takes those of each call
-    of the solver.
-    """
+) -> Solution:
+    """Solves scores (rows, n); arguments as those of `plain.solve_rows`."""
     refuse_temperature(temperature)
-
-    def solver(candidates: Candidates) -> tuple[tuple[Tensor, ...], Certificate | None]:
-        _, order, values, _, log_tail = candidates
-        if candidates.rows is None:
-            refuse_values(values[:, 0], shape, largest)
-        offsets, middles, finite = offsets_of(values, k, of_rows(temperature, candidates.rows))
-        middle = offsets[:, 1, k - 1]
-        if log_tail is not None:
-            log_tail = log_tail + middle
-        plan, u = solve(offsets, log_tail, tolerance, iterations)
-        solution = torch.stack((middles, u), 1)
-        if finite is not None:
-            # Masked candidates that fill an empty slot weigh nothing; the padding goes.
-            plan = Plan(*(part[:, :, : order.shape[1]] for part in plan))
-            plan = plan._replace(p=plan.p * finite.unsqueeze(1)[:, :, : order.shape[1]])
-        if log_tail is None:
-            return (*plan, solution), None
-        log_mass = log_tail - u[:, 0]
-        # The tail is all in slot k, which holds a mass of one.
-        log_bound = log_mass + (offsets[:, 1:, -1] - u).amax(-1)
-        return (*plan, solution, log_mass.exp(), middle - u[:, 0]), Certificate(log_bound, log_mass)
-
-    batch, n = rows.shape
+    t = as_column(temperature)
+    order, values, rest = screen(rows, k, width_of(rows.shape[1], k, width), t, whole)
+    refuse_values(values[:, 0], shape, largest)
+    offsets, middles, finite = offsets_of(values, k, t)
     tolerance = RESIDUAL if rows.dtype == torch.float64 else RESIDUAL_SINGLE
-    weights = rows.new_empty(batch, n, k)
-    solutions = rows.new_empty(batch, 2, k, dtype=torch.float64)
-    kept: list[Tensor | None] = []
-    for candidates, (p, c, d, solution, *tail) in screen(rows, k, temperature, k + 1, solver):
-        chosen, order = candidates.rows, candidates.order
-        if tail:
-            assert candidates.reference is not None
-            part = tail_weights(rows, chosen, order, candidates.reference, tail[1], temperature)
-            dense = torch.zeros_like(weights) if chosen is None else weights.new_zeros(len(chosen), n, k)
-            dense[..., -1] = part
-            weights = dense if chosen is None else weights.index_copy_(0, chosen, dense)
-        where = flat_positions(chosen, order, n)
-        weights.view(-1, k).index_copy_(0, where, p[:, 1:].flip(1).mT.reshape(-1, k).to(rows.dtype))
-        solutions = solution if chosen is None else solutions.index_copy_(0, chosen, solution)
-        kept += [chosen, where, p, c, d, *((order, candidates.reference, *tail) if tail else (None,) * 4)]
-    return weights, solutions.nan_to_num_(), kept
+    if rest is None:
+        u = solve(offsets, None, tolerance, iterations)
+        return Solution(order, *_trim(plan_of(offsets, u), finite, order), torch.stack((middles, u), 1).nan_to_num_())
+    # From u to that of the reference of the rest; 0 where a slot stays empty, and the rest with it.
+    shift = ((middles - rest.reference) / t).nan_to_num_(0.0, 0.0, 0.0)
+    log_mass = rest.sums.log() - shift[:, :1]
+
+    def cheap(u: Tensor) -> tuple[Tensor, Tensor]:
+        mass = u.new_zeros(len(u), k)
+        mass[:, :1] = (log_mass - u[:, :1]).clamp_(max=HARD / 2).exp_()
+        return mass, mass.diag_embed()
+
+    u = solve(offsets, cheap, tolerance, iterations)
+    # The rest is all in slot k, which holds a mass of one.
+    coarse = log_mass.squeeze(1) - u[:, 0] + (offsets[:, 1:, -1] - u).amax(-1) > log_limit(rows, k)
+    exact = coarse.nonzero().squeeze(1) if bool(coarse.any()) else None
+    for some in () if exact is None else parts(len(exact), k * rest.weights.shape[1], rows.is_cuda):
+        these = exact[some]
+        e, moved = rest.weights[these], shift[these]
+        u[these] = solve(
+            offsets[these], lambda u, e=e, s=moved: ranked_masses(e, -(u + s)), tolerance, iterations, u[these]
+        )
+    steps = -(u + shift)
+    factor = steps[:, :1].exp()
+    if exact is not None:
+        factor[exact], steps = 1.0, steps[exact]
+    rest.weights.mul_(factor.to(rest.weights.dtype))
+    plan = _trim(plan_of(offsets, u), finite, order)
+    solution = torch.stack((middles, u), 1).nan_to_num_()
+    return Solution(order, *plan, solution, rest.weights, rest.starts, exact, None if exact is None else steps)
+
+
+def _trim(plan: Plan, finite: Tensor | None, order: Tensor) -> Plan:
+    if finite is None:
+        return plan
+    # Masked candidates that fill an empty slot weigh nothing; the padding goes.
+    width = order.shape[1]
+    p, c, d = (part[:, :, :width] for part in plan)
+    return Plan(p * finite.unsqueeze(1)[:, :, :width], c, d)
+
+
+def weights_of(solved: Solution) -> tuple[Tensor, Tensor]:
+    """The weights (rows, C, k) of the best candidates and the sum (rows, k) of the others', float64."""
+    best = solved.p[:, 1:].flip(1).mT
+    tail = best.new_zeros(len(best), best.shape[2])
+    if solved.rest is not None:
+        tail[:, -1] = solved.rest.sum(-1)
+    if solved.exact is not None:
+        for some, plan in _exact_plans(solved):
+            tail[solved.exact[some]] = plan.p[:, 1:].sum(-1).flip(1).double()
+    return best, tail
+
+
+def dense(solved: Solution, rows: Tensor, k: int) -> Tensor:
+    """The weights (rows, n, k) in the dtype of the rows."""
+    count, n = rows.shape
+    weights = rows.new_empty(count, n, k) if solved.rest is None else rows.new_zeros(count, n, k)
+    if solved.rest is not None:
+        weights[..., -1] = solved.rest
+    if solved.exact is not None:
+        for some, plan in _exact_plans(solved):
+            weights[solved.exact[some]] = plan.p[:, 1:].flip(1).mT.to(rows.dtype)
+    best = solved.p[:, 1:].flip(1).mT.to(rows.dtype)
+    return weights.scatter_(1, solved.order.unsqueeze(2).expand(-1, -1, k), best)
+
+
+def _exact_plans(solved: Solution) -> Iterator[tuple[slice, Plan]]:
+    assert solved.rest is not None and solved.exact is not None and solved.steps is not None
+    size = solved.rest.shape[1] * solved.steps.shape[1]
+    for some in parts(len(solved.exact), size, solved.rest.is_cuda):
+        yield some, ranked_plan(solved.rest[solved.exact[some]], solved.steps[some])
 
 
 class _SortedSoftTopk(torch.autograd.Function):
@@ -123,9 +202,9 @@ class _SortedSoftTopk(torch.autograd.Function):
     def forward(
         rows: Tensor, k: int, temperature: float | Tensor, shape: torch.Size, largest: bool, kept: list[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        weights, solution, parts = solve_rows(rows, k, temperature, shape, largest)
-        kept += parts
-        return weights, solution
+        solved = solve_rows(rows, k, temperature, shape, largest)
+        kept += solved
+        return dense(solved, rows, k), solved.solution
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -139,7 +218,7 @@ class _SortedSoftTopk(torch.autograd.Function):
         kept.clear()
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         return map_rows(_SortedSoftTopk, info.batch_size, in_dims, arguments)
 
     @staticmethod
@@ -156,34 +235,69 @@ class _SortedSoftTopk(torch.autograd.Function):
         T = ctx.number if temperature is None else temperature
         if grad is None:
             return (None,) * 6
-        if torch.is_grad_enabled() or not kept:
+        if not is_plain(grad, kept):
             to_scores, to_T = pull_sorted(grad, scores, T, solution)
         else:
-            to_scores, to_T = pull_lean(grad, scores, T, kept, ctx.needs_input_grad[2])
+            solved = Solution(*kept)
+            best = grad.gather(1, solved.order.unsqueeze(2).expand(-1, -1, grad.shape[2]))
+            to_scores, to_T = pull_lean(best, grad, T, solved, grad.shape[1], ctx.needs_input_grad[2])
         return to_scores.to(scores.dtype), None, total(to_T, T), None, None, None
 
 
 def pull_lean(
-    grad: Tensor, scores: Tensor, T: float | Tensor, kept: list[Tensor | Any], of_temperature: bool
+    g: Tensor, g_rest: Tensor, T: float | Tensor, solved: Solution, n: int, of_temperature: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients by the rows (rows, n) and the temperature (rows,), of `kept` of `solve_rows`."""
-    batch, n, k = grad.shape
-    to_scores = grad.new_empty(batch, n)
-    to_temperature = grad.new_zeros(batch, dtype=torch.float64)
-    for first in range(0, len(kept), 9):
-        rows, where, p, c, d, order, reference, mass, shift = kept[first : first + 9]
-        g = grad.reshape(-1, k).index_select(0, where).double().view(len(p), p.shape[2], k).mT.flip(1)
-        tail = None
-        if order is not None:
-            q = tail_weights(scores, rows, order, reference, shift, T)
-            g_tail = (grad if rows is None else grad[rows])[..., -1].to(q.dtype)
-            tail = tail_sums(q, g_tail, of_temperature)._replace(p=mass)
-        of_scores, y, of_T = pull_back(g, Plan(p, c, d), tail, of_temperature)
-        t = of_rows(T, rows)
-        if order is not None:
-            part = (q * (g_tail - y.unsqueeze(1).to(q.dtype)) / t).to(grad.dtype)
-            to_scores = part if rows is None else to_scores.index_copy_(0, rows, part)
-        to_scores.view(-1).index_copy_(0, where, (of_scores / t).view(-1).to(grad.dtype))
-        if of_T is not None:
-            to_temperature[slice(None) if rows is None else rows] = of_T
-    return to_scores, to_temperature / T
+    """The gradients by the rows (rows, n) and the temperature (rows,).
+
+    Args:
+        g: (rows, C, k) dL/dA of the best candidates.
+        g_rest: dL/dA of the others: (rows, n, k), or (rows, 1, k) where all of a row have the same.
+        T: the temperature.
+        solved: of `solve_rows`.
+        n: number of candidates.
+        of_temperature: whether the last result is wanted; else it is 0.
+    """
+    t = as_column(T)
+    rest, exact = solved.rest, solved.exact
+    best = gather(g.double().mT.flip(1), solved.plan, of_temperature)
+    b, moment, direct, through = best[1:]
+    if rest is not None:
+        g_last = g_rest[..., -1].to(rest.dtype)
+        p = rest.clone()
+        if solved.starts is None:
+            p.scatter_(1, solved.order, 0.0)
+        if exact is not None:
+            p[exact] = 0.0
+            for some, plan in _exact_plans(solved):
+                these = exact[some]
+                group = gather(_flipped(g_rest[these], plan), plan, of_temperature)
+                for whole, part in zip((b, moment, direct, through), group[1:], strict=True):
+                    whole[these] += part.double()
+        product = p * g_last
+        moment[:, 0, 0] += p.sum(-1, dtype=torch.float64)
+        b[:, 0] += product.sum(-1, dtype=torch.float64)
+        if of_temperature:
+            log_p = torch.where(p > 0, p, 1.0).log()
+            direct = direct + (product * log_p).sum(-1, dtype=torch.float64)
+            through[:, 0] += (p * log_p).sum(-1, dtype=torch.float64)
+    y = balance(b, moment)
+    of_best = of_scores(best.e, y, solved.plan)
+    to_T = (y * through).sum(-1) - direct if of_temperature else torch.zeros_like(direct)
+    if rest is None:
+        to_scores = of_best.new_empty(len(b), n, dtype=g.dtype)
+    else:
+        # T dL/dx = p (g - y), y of slot k.
+        part = product.sub_(p.mul_(y[:, :1].to(p.dtype)))
+        if exact is not None:
+            for some, plan in _exact_plans(solved):
+                these = exact[some]
+                e = gather(_flipped(g_rest[these], plan), plan, False).e
+                part[these] = of_scores(e, y[these], plan)
+        to_scores = spread(part.div_(t), solved.starts, n).to(g.dtype)
+    to_scores.scatter_(1, solved.order, (of_best / t).to(g.dtype))
+    return to_scores, to_T / T
+
+
+def _flipped(g: Tensor, plan: Plan) -> Tensor:
+    # Slots to anchors.
+    return g.to(plan.p.dtype).mT.flip(1)

@@ -1,13 +1,17 @@
 """The weights of the best candidates alone, with the mass that all others hold."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nmt.topk.arguments import check_scores
+from nmt.topk import plain, sorted
+from nmt.topk.arguments import check_k, check_k_rows, check_scores, check_temperature
 from nmt.topk.plain import soft_topk
+from nmt.topk.plain_derivatives import pull_plain, push_plain
+from nmt.topk.rows import is_plain, map_rows, refuse_nested_forward, total
 from nmt.topk.sorted import sorted_soft_topk
+from nmt.topk.sorted_derivatives import pull_sorted, push_sorted
 
 
 class SparseTopk(NamedTuple):
@@ -44,11 +48,7 @@ def sparse_soft_topk(
     Raises:
         ValueError: as `soft_topk`; a width out of range, or none where k is a tensor.
     """
-    width = candidate_width(scores, k, width)
-    weights = soft_topk(scores, k, temperature, largest=largest)
-    indices = _best(scores, width, largest)
-    tail = _wide(weights).scatter(-1, indices, 0.0).sum(-1).to(weights.dtype)
-    return SparseTopk(indices, weights.gather(-1, indices), tail)
+    return _sparse(scores, k, temperature, largest, candidate_width(scores, k, width), ranked=False)
 
 
 def sparse_sorted_soft_topk(
@@ -63,21 +63,107 @@ def sparse_sorted_soft_topk(
     Raises:
         ValueError: as `sorted_soft_topk`; a width out of range.
     """
-    width = candidate_width(scores, k, width)
-    weights = sorted_soft_topk(scores, k, temperature, largest=largest)
-    indices = _best(scores, width, largest)
-    index = indices.unsqueeze(-1).expand(*indices.shape, k)
-    tail = _wide(weights).scatter(-2, index, 0.0).sum(-2).to(weights.dtype)
-    return SparseTopk(indices, weights.gather(-2, index), tail)
+    return _sparse(scores, k, temperature, largest, candidate_width(scores, k, width), ranked=True)
 
 
-def _best(scores: Tensor, width: int, largest: bool) -> Tensor:
-    return scores.detach().topk(width, dim=-1, largest=largest).indices
+def _sparse(
+    scores: Tensor, k: int | Tensor, temperature: float | Tensor, largest: bool, width: int, ranked: bool
+) -> SparseTopk:
+    n, shape = scores.shape[-1], scores.shape[:-1]
+    if torch.compiler.is_compiling():
+        operator: Any = sorted_soft_topk if ranked else soft_topk
+        found = scores.detach().topk(width, dim=-1, largest=largest).indices
+        weights, tail = _split(operator(scores, k, temperature, largest=largest), found, len(shape))
+        return SparseTopk(found, weights, tail)
+    if isinstance(k, Tensor) and not ranked:
+        k = check_k_rows(k, scores)
+        k = k.reshape(-1) if k.dim() else k
+    else:
+        check_k(k, n)  # type: ignore[arg-type]
+    temperature = check_temperature(temperature, scores)
+    if isinstance(temperature, Tensor) and temperature.dim():
+        temperature = temperature.reshape(-1)
+    rows = (scores if largest else -scores).reshape(-1, n).contiguous()
+    found, weights, tail, _ = _SparseTopk.apply(rows, k, temperature, shape, largest, width, ranked, [])
+    return SparseTopk(*(part.view(shape + part.shape[1:]) for part in (found, weights, tail)))
 
 
-def _wide(weights: Tensor) -> Tensor:
+def _split(weights: Tensor, found: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Dense weights as those of the candidates `found` and the sum of all others; `dim` is that of the candidates."""
+    if weights.dim() > found.dim():
+        found = found.unsqueeze(-1).expand(*found.shape, weights.shape[-1])
     # A sum of many small weights in half precision would be rounded away.
-    return weights if weights.dtype in (torch.float64, torch.float32) else weights.float()
+    wide = weights if weights.dtype in (torch.float64, torch.float32) else weights.float()
+    return weights.gather(dim, found), wide.scatter(dim, found, 0.0).sum(dim).to(weights.dtype)
+
+
+class _SparseTopk(torch.autograd.Function):
+    # As the functions of the dense operators, but for what comes out.
+
+    @staticmethod
+    def forward(
+        rows: Tensor,
+        k: Any,
+        temperature: float | Tensor,
+        shape: torch.Size,
+        largest: bool,
+        width: int,
+        ranked: bool,
+        kept: list[Tensor | None],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        solve_rows: Any = sorted.solve_rows if ranked else plain.solve_rows
+        solved = solve_rows(rows, k, temperature, shape, largest, whole=False, width=width)
+        best, tail = (sorted.weights_of if ranked else plain.weights_of)(solved)
+        tail = tail + best[:, width:].sum(1)
+        kept += solved
+        return solved.order[:, :width].clone(), best[:, :width].to(rows.dtype), tail.to(rows.dtype), solved.solution
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        rows, k, temperature, _, _, _, ctx.ranked, kept = inputs
+        found, _, _, solution = output
+        ctx.mark_non_differentiable(found, solution)
+        ctx.numbers = tuple(None if isinstance(value, Tensor) else value for value in (k, temperature))
+        tensors = [value if isinstance(value, Tensor) else None for value in (k, temperature)]
+        ctx.save_for_backward(rows, *tensors, solution, found, *kept)
+        ctx.save_for_forward(rows, *tensors, solution, found)
+        kept.clear()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return map_rows(_SparseTopk, info.batch_size, in_dims, arguments)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dk: Tensor | None, dT: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        x, k, T, solution, found = ctx.saved_tensors[:5]
+        k, T = (number if tensor is None else tensor for tensor, number in zip((k, T), ctx.numbers, strict=True))
+        refuse_nested_forward()
+        dx = torch.zeros_like(x) if dx is None else dx
+        dk, dT = (x.new_zeros(()) if tangent is None else tangent for tangent in (dk, dT))
+        dense = push_sorted(dx, dT, x, T, solution) if ctx.ranked else push_plain(dx, dk, dT, x, k, T, solution)
+        return None, *(part.to(x.dtype) for part in _split(dense, found, 1)), None
+
+    @staticmethod
+    def backward(ctx: Any, _: None, g: Tensor, g_tail: Tensor, __: None) -> tuple[Tensor | None, ...]:
+        rows, k, T, solution, found, *kept = ctx.saved_tensors
+        k, T = (number if tensor is None else tensor for tensor, number in zip((k, T), ctx.numbers, strict=True))
+        n, g_tail = rows.shape[1], g_tail.unsqueeze(1)
+        to_k: Any = None
+        if is_plain(g, kept):
+            solved: Any = (sorted.Solution if ctx.ranked else plain.Solution)(*kept)
+            others = solved.order.shape[1] - g.shape[1]
+            g = torch.cat((g, g_tail.expand(len(g), others, *g.shape[2:])), 1) if others else g
+            pull: Any = sorted.pull_lean if ctx.ranked else plain.pull_lean
+            to_rows, *to_k, to_T = pull(g, g_tail, T, solved, n, ctx.needs_input_grad[2])
+        else:
+            index = found.unsqueeze(2).expand(*found.shape, g.shape[2]) if ctx.ranked else found
+            whole = g_tail.expand(len(g), n, *g.shape[2:]).scatter(1, index, g)
+            if ctx.ranked:
+                to_rows, to_T = pull_sorted(whole, rows, T, solution)
+            else:
+                to_rows, *to_k, to_T = pull_plain(whole, rows, k, T, solution)
+        of_k = total(to_k[0], k) if to_k else None
+        return to_rows.to(rows.dtype), of_k, total(to_T, T), *(None,) * 5
 
 
 def candidate_width(scores: Tensor, k: int | Tensor, width: int | None) -> int:

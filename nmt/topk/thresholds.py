@@ -6,12 +6,11 @@ of a threshold is u = (tau - middle of its gap) / T, never tau: an absolute tau 
 of the scores.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from nmt.topk.screening import TailSums
 
 # exp(-800) is 0 in float64: beyond it a decision is hard, and clamping keeps logits exact and finite for any
 # scores.
@@ -21,8 +20,16 @@ TINY = 1e-290
 # Newton converges quadratically: the last step, taken at such a residual, leaves an error below 1e-14 for
 # float64 scores and below 1e-8, which their own dtype cannot show, for all others.
 RESIDUAL, RESIDUAL_SINGLE = 1e-7, 1e-4
+# exp(80) and 1e30: what float32 holds with room.
+_FAR, _MOST = 80.0, 1e30
+# TINY where float32 has to hold it.
+_LEAST = 1e-37
 _STEP = 4.0
 _ITERATIONS = 200
+
+
+# From u (rows, k) to the sums (rows, k) of c and (rows, k, k) of M over candidates outside the screen.
+Tail = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Plan(NamedTuple):
@@ -78,10 +85,11 @@ def offsets_of(values: Tensor, k: int, temperature: float | Tensor) -> tuple[Ten
 
 def solve(
     offsets: Tensor,
-    log_tail: Tensor | None = None,
+    tail: Tail | None = None,
     tolerance: float = RESIDUAL,
     iterations: list[int] | None = None,
-) -> tuple[Plan, Tensor]:
+    start: Tensor | None = None,
+) -> Tensor:
     """Newton on log(mass misplaced below) - log(mass misplaced above) of the k thresholds, all rows at once.
 
     With P_j the sum of c over the ranks > j and Q_j the sum of 1 - c over the ranks <= j, F_j = log P_j - log
@@ -91,13 +99,14 @@ def solve(
 
     Args:
         offsets: (rows, k + 1, n) of `offsets_of`.
-        log_tail: (rows,) logsumexp of the offsets of the candidates that were screened out, against the
-            threshold k; they weigh exp(log_tail - u) in slot k and nothing in the others.
+        tail: of the candidates outside the screen: from u (rows, k), the sums (rows, k) of their c_j and (rows, k, k)
+            of their M_jm = d_min(j,m) c_max(j,m).
         tolerance: the residual F at which a row takes its last step.
         iterations: a list that takes the number of them, of the row with most.
+        start: (rows, k) where u starts, instead of at 0.
 
     Returns:
-        The plan, and u (rows, k) for the anchors 1..k.
+        u (rows, k) for the anchors 1..k.
     """
     rows, k, n = offsets.shape[0], offsets.shape[1] - 1, offsets.shape[2]
     level = torch.arange(k, 0, -1, device=offsets.device).unsqueeze(1)
@@ -105,84 +114,90 @@ def solve(
     sides = torch.stack((~above, above)).to(offsets.dtype)
     upper = _upper(k, offsets.device)
     floor = torch.full((k,), 1e-30, dtype=offsets.dtype, device=offsets.device).diag()
-    u = offsets.new_zeros(rows, k + 1, 1)
+    u = offsets.new_zeros(rows, k) if start is None else start
     active = torch.ones(rows, 1, dtype=torch.bool, device=offsets.device)
     for iteration in range(1, _ITERATIONS + 1):
-        _, c, d = _plan(offsets, u)
+        _, c, d = plan_of(offsets, u)
         mass = (torch.where(above, d, c).unsqueeze(1) * sides).sum(-1).add_(TINY)
-        if log_tail is not None:
-            tail = (log_tail - u[:, 1, 0]).clamp_(max=HARD / 2).exp_()
-            mass[:, 0, 0] += tail
+        if tail is not None:
+            tail_mass, tail_moment = tail(u)
+            mass[:, 0] += tail_mass
         logs = mass.log()
         residual = logs[:, 0] - logs[:, 1]
         inverse = mass.reciprocal_().unsqueeze(-1)
         weight = torch.where(above, inverse[:, 1], inverse[:, 0])
         jacobian = torch.where(upper, (weight * d) @ c.mT, (weight * c) @ d.mT).add_(floor)
-        if log_tail is not None:
-            jacobian[:, 0, 0] += tail * inverse[:, 0, 0, 0]
+        if tail is not None:
+            jacobian += tail_moment * inverse[:, 0]
         step = torch.linalg.solve_ex(jacobian, residual).result.clamp_(-_STEP, _STEP)
-        u[:, 1:, 0] += torch.where(active, step, 0.0)
+        u = u + torch.where(active, step, 0.0)
         active = active & ~(residual.abs().amax(-1, keepdim=True) <= tolerance)
         if not bool(active.any()):
             if iterations is not None:
                 iterations.append(iteration)
-            return _plan(offsets, u), u[:, 1:, 0]
+            return u
     raise AssertionError(f"{int(active.sum())} rows of {rows} have not converged: k = {k}, n = {n}")
 
 
-def pull_back(
-    g: Tensor, plan: Plan, tail: TailSums | None, of_temperature: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The derivative by the implicit function theorem.
+class Group(NamedTuple):
+    """What some candidates of each row bring to the backward; e alone is one value a candidate.
 
-    With K_jm = sum_i c_i,min(j,m) (1 - c_i,max(j,m)) and b = T dL/dtau at fixed scores, dL/dtau reaches the
-    scores through y = K^-1 b. K is scaled by its diagonal before the solve: its entries may differ by
-    hundreds of orders of magnitude.
-
-    Args:
-        g: (rows, k, n) dL/dp for the anchors 1..k.
-        plan: the solution.
-        tail: the sums over what was screened out.
-        of_temperature: whether the third result is wanted.
-
-    Returns:
-        T dL/dx of the candidates (rows, n); y of slot k (rows,), as a candidate of the tail gets T dL/dx = p
-        (g - y); T dL/dT (rows,) or None.
+    Attributes:
+        e: (rows, k, n) T times the change of the loss with each threshold, negated.
+        b: (rows, k) its sum.
+        moment: (rows, k, k) sum of d_j c_m; its upper triangle is K.
+        direct, through: (rows,) and (rows, k), of the derivative by the temperature; 0 unless asked for.
     """
+
+    e: Tensor
+    b: Tensor
+    moment: Tensor
+    direct: Tensor
+    through: Tensor
+
+
+def gather(g: Tensor, plan: Plan, of_temperature: bool) -> Group:
+    """The sums over some candidates; g (rows, k, n) dL/dp for the anchors 1..k."""
     p, c, d = plan
-    gp = torch.cat((torch.zeros_like(p[:, :1]), g * p[:, 1:]), 1)
-    e = _tilt(gp, c, d)
-    b = e.sum(-1)
-    moment = d @ c.mT
-    moment = torch.where(_upper(c.shape[1], c.device), moment, moment.mT)
-    if tail is not None:
-        b[:, 0] += tail.gp
-        moment[:, 0, 0] += tail.p
+    e = _tilt(torch.cat((torch.zeros_like(p[:, :1]), g * p[:, 1:]), 1), c, d)
+    b, moment = e.sum(-1), d @ c.mT
+    if not of_temperature:
+        return Group(e, b, moment, b.new_zeros(len(b)), torch.zeros_like(b))
+    # The logits up to a constant of each candidate, 0 for its likeliest anchor so that p log p keeps its
+    # digits.
+    p_log_p = torch.xlogy(p, p / p.amax(1, keepdim=True).clamp_(min=_LEAST))
+    direct = (g * (p_log_p[:, 1:] - p[:, 1:] * p_log_p.sum(1, keepdim=True))).sum((1, 2))
+    return Group(e, b, moment, direct, _tilt(p_log_p, c, d).sum(-1))
+
+
+def balance(b: Tensor, moment: Tensor) -> Tensor:
+    """y = K^-1 b (rows, k), by the implicit function theorem T dL/dtau at balanced slots; both over all candidates.
+
+    K_jm = sum_i c_i,min(j,m) (1 - c_i,max(j,m)). It is scaled by its diagonal before the solve: its entries may
+    differ by hundreds of orders of magnitude.
+    """
+    moment = torch.where(_upper(b.shape[1], b.device), moment, moment.mT)
     scale = (moment.diagonal(dim1=1, dim2=2) + TINY).rsqrt()
     scaled = moment * scale.unsqueeze(2) * scale.unsqueeze(1)
     scaled.diagonal(dim1=1, dim2=2).fill_(1.0)
-    y = scale * torch.linalg.solve_ex(scaled, (scale * b).unsqueeze(-1)).result.squeeze(-1)
+    return scale * torch.linalg.solve_ex(scaled, (scale * b).unsqueeze(-1)).result.squeeze(-1)
+
+
+def of_scores(e: Tensor, y: Tensor, plan: Plan) -> Tensor:
+    """T dL/dx of some candidates (rows, n), y of `balance`."""
+    c, d = plan.c, plan.d
     reach = c * d.cumsum(1) + d * (c.flip(1).cumsum(1).flip(1) - c)
-    to_scores = e.sum(1) - (y.unsqueeze(1) @ reach).squeeze(1)
-    if not of_temperature:
-        return to_scores, y[:, 0], None
-    # The logits up to a constant of each candidate, 0 for its likeliest anchor so that p log p keeps its
-    # digits.
-    p_log_p = torch.xlogy(p, p / p.amax(1, keepdim=True).clamp_(min=TINY))
-    direct = (g * (p_log_p[:, 1:] - p[:, 1:] * p_log_p.sum(1, keepdim=True))).sum((1, 2))
-    through = _tilt(p_log_p, c, d).sum(-1)
-    if tail is not None:
-        direct = direct + tail.gp_log_p
-        through[:, 0] += tail.p_log_p
-    return to_scores, y[:, 0], (y * through).sum(-1) - direct
+    return e.sum(1) - (y.unsqueeze(1).to(c.dtype) @ reach).squeeze(1)
 
 
 def _upper(k: int, device: torch.device) -> Tensor:
     return torch.ones(k, k, dtype=torch.bool, device=device).triu()
 
 
-def _plan(offsets: Tensor, u: Tensor) -> Plan:
-    p = (offsets - u).clamp_(-HARD, HARD).cumsum(1).softmax(1)
+def plan_of(offsets: Tensor, u: Tensor) -> Plan:
+    """The plan of candidates with the offsets (rows, k + 1, n) of `offsets_of`, at u (rows, k)."""
+    offsets = torch.cat((offsets[:, :1], offsets[:, 1:] - u.unsqueeze(2)), 1)
+    p = offsets.clamp_(-HARD, HARD).cumsum(1).softmax(1)
     return Plan(p, p.flip(1).cumsum(1).flip(1)[:, 1:], p.cumsum(1)[:, :-1])
 
 
@@ -191,3 +206,25 @@ def _tilt(gp: Tensor, c: Tensor, d: Tensor) -> Tensor:
     (rows, k, n).
     """
     return gp.flip(1).cumsum(1).flip(1)[:, 1:] * d - gp.cumsum(1)[:, :-1] * c
+
+
+def ranked_plan(e: Tensor, steps: Tensor) -> Plan:
+    """The plan of candidates by their exponentials, in the dtype of these.
+
+    Args:
+        e: (rows, n) exp((x - reference) / T), in [0, 1]; 0 gives anchor 0 all.
+        steps: (rows, k) (reference - tau_j) / T.
+    """
+    # Beyond the bound no row ends: a candidate outside the screen holds at most an eighth of a slot's mass.
+    factors = steps.clamp(-_FAR, _FAR).exp().to(e.dtype).unsqueeze(2) * e.unsqueeze(1)
+    t = factors.cumprod(1).clamp_(max=_MOST)
+    rest = 1 / (1 + t.sum(1, keepdim=True))
+    p = torch.cat((rest, t * rest), 1)
+    return Plan(p, p.flip(1).cumsum(1).flip(1)[:, 1:], p.cumsum(1)[:, :-1])
+
+
+def ranked_masses(e: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """The `Tail` of candidates by their exponentials: arguments of `ranked_plan`."""
+    _, c, d = ranked_plan(e, steps)
+    moment = torch.where(_upper(steps.shape[1], e.device), d @ c.mT, 0.0).double()
+    return c.sum(-1).double(), moment + moment.triu(1).mT

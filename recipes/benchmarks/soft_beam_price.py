@@ -10,10 +10,9 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
-from machine import describe
+from machine import describe, peak_resident, reset_peak_resident
 
 from nmt.batching import Batch
 from nmt.models import RNNsearch, RNNsearchConfig
@@ -58,12 +57,6 @@ def peak(name: str, words: list[str]) -> float:
     return float(done.stdout)
 
 
-def resident_peak() -> float:
-    """Peak resident memory of this process since its mark was reset, in MiB (Linux)."""
-    lines = Path("/proc/self/status").read_text().split("\n")
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {
@@ -86,11 +79,9 @@ def main() -> None:
             step(make(chosen.only, chosen), model, batches[0])
             print((torch.cuda.max_memory_allocated() - before) / 2**20)
         else:
-            # ru_maxrss would hold the parent's peak; the kernel's own mark can be reset.
-            Path("/proc/self/clear_refs").write_text("5")
-            before = resident_peak()
+            before = reset_peak_resident()
             step(make(chosen.only, chosen), model, batches[0])
-            print(resident_peak() - before)
+            print((peak_resident() - before) / 2**20)
         return
     print(describe())
     clock = time.perf_counter if device == "cuda" else time.process_time

@@ -15,7 +15,7 @@ from nmt.topk.rivals.lap_sum import lap_sum
 from nmt.topk.rivals.neural_sort import neural_sort
 from nmt.topk.rivals.perturbed import perturbed_topk
 from nmt.topk.rivals.relax_subsample import relax_subsample
-from nmt.topk.rivals.sinkhorn_sort import sinkhorn_ranks, sinkhorn_sort
+from nmt.topk.rivals.sinkhorn_sort import sinkhorn_rank_topk, sinkhorn_ranks, sinkhorn_sort
 from nmt.topk.rivals.soft_sort import soft_sort
 from nmt.topk.rivals.sparse_topk import sparse_topk
 from nmt.topk.rivals.straight_through import straight_through
@@ -81,6 +81,7 @@ __all__ = [
     "neural_sort",
     "perturbed_topk",
     "relax_subsample",
+    "sinkhorn_rank_topk",
     "sinkhorn_ranks",
     "sinkhorn_sort",
     "soft_k_argmax",

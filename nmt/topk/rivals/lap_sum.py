@@ -12,7 +12,7 @@ def lap_sum(scores: Tensor, k: int, temperature: float | Tensor) -> Tensor:
     b has a closed form: between the scores of ranks j and j + 1, with P = sum_{i <= j} exp((x_(j) - x_(i)) / T),
     S = sum_{i > j} exp((x_(i) - x_(j)) / T) and E = exp((b - x_(j)) / T), the sum is j - P E / 2 + S / (2 E), a
     quadratic in E. Source: Struski et al., LapSum: One Method to Differentiate Them All, ICML 2025 (arXiv
-    2503.06242). Gradients are those of the closed form.
+    2503.06242), where T is -alpha: a negative alpha selects the largest. Gradients are those of the closed form.
 
     Args:
         scores: (..., n), finite.

@@ -20,15 +20,16 @@ def perturbed_topk(
     """A = E[y(x + T Z)] over standard normal Z, y the hard indicator of the k best, by a mean of samples.
 
     The derivative is an expectation of the same samples: dA_i/dx_j = E[y_i(x + T Z) Z_j] / T. Source: Berthet et
-    al., Learning with Differentiable Perturbed Optimizers, NeurIPS 2020 (arXiv 2002.08676). No gradient for the
-    temperature.
+    al., Learning with Differentiable Perturbed Optimizers, NeurIPS 2020 (arXiv 2002.08676), with Gaussian noise. No
+    gradient for the temperature.
 
     Args:
         scores: (..., n), finite.
         k: number of selected candidates, 1..n.
         temperature: T, the standard deviation of the noise in units of the scores: a number, 0-d or one value a
             row.
-        samples: number of samples; the error falls with its root.
+        samples: number of samples; the error falls with its root. 500 as for the top-k of Cordonnier et al.,
+            Differentiable Patch Selection for Image Recognition, CVPR 2021; the code of Berthet et al. takes 1000.
         generator: of the noise.
 
     Returns:

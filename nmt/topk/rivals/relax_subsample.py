@@ -13,7 +13,8 @@ def relax_subsample(
     """Successive softmax of scores with Gumbel noise: as T -> 0 a subset of k, drawn by weights exp(x).
 
     Source: Xie and Ermon, Reparameterizable Subset Sampling via Continuous Relaxations, IJCAI 2019
-    (arXiv 1901.10517): keys r = x + Gumbel(0, 1), then k relaxed maxima whose sum is returned.
+    (arXiv 1901.10517): keys r = x + Gumbel(0, 1), then the k softmaxes of `successive_softmax` at T, of which the
+    sum is returned. The noise is not divided by T before the first.
 
     Args:
         scores: (..., n), finite: unnormalised log-weights.

@@ -9,7 +9,8 @@ def soft_sort(scores: Tensor, k: int, temperature: float | Tensor) -> Tensor:
     """The first k ranks of SoftSort.
 
     Column i is softmax_j(-|x_(i) - x_j| / T). Source: Prillo and Eisenschlos, SoftSort: A
-    Continuous Relaxation for the argsort Operator, ICML 2020 (arXiv 2006.16038), with d = | |.
+    Continuous Relaxation for the argsort Operator, ICML 2020 (arXiv 2006.16038), with d = | |, the default of its
+    code; d = | |^2, the other one there, is `soft_k_argmax`.
 
     Args:
         scores: (..., n), finite.

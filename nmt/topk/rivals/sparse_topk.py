@@ -14,7 +14,8 @@ def sparse_topk(scores: Tensor, k: int, temperature: float | Tensor, *, p: float
     The conditions of optimality give y_i = min(1, max(0, (x_i - tau) / T)^(1 / (p - 1))) with the one tau for which
     sum y = k. p = 2 is the projection (the gradient jumps); p = 4 / 3 has a continuous gradient. Source: Sander
     et al., Fast, Differentiable and Sparse Top-k: a Convex Analysis Perspective, ICML 2023 (arXiv 2302.01425),
-    which solves it, for any weights, as isotonic regression; for k ones tau by bisection is the same.
+    which solves it, for any weights, as isotonic regression; for k ones tau by bisection is the same. The paper has
+    any p > 1; past 2 the derivative is infinite where a weight leaves 0.
 
     Args:
         scores: (..., n), finite.
