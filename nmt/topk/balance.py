@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +40,8 @@ class Offsets(NamedTuple):
     total: int
 
     def take(self, rows: Tensor) -> "Offsets":
-        return Offsets(*(field[rows] if isinstance(field, Tensor) else field for field in self))
+        fields: Any = (field[rows] if isinstance(field, Tensor) else field for field in self)
+        return Offsets(*fields)
 
     def bracket(self) -> tuple[Tensor, Tensor]:
         """Bounds (rows, 1) of u = (tau - middle) / T.
@@ -124,12 +125,14 @@ def solve(
         z = torch.nn.functional.pad(z, (0, -z.shape[1] % 16), value=-HARD)
     both = z.new_empty(2, *z.shape)
     wrong, square = both
+    # Sums over the ranks below k and above it, in this order.
     if isinstance(k, int):
         sign = z.new_ones(z.shape[1])
         sign[:k] = -1.0
+        halves = torch.stack((sign, -sign), -1).clamp_(min=0.0)
     else:
         sign = torch.where(torch.arange(1, z.shape[1] + 1, device=z.device) <= k, -1.0, 1.0).to(z.dtype)
-        under, upper = (sign > 0).to(z.dtype), (sign < 0).to(z.dtype)
+        halves = torch.stack((sign, -sign), -1).clamp_(min=0.0)
     signed = z * sign
     u = z.new_zeros(len(z), 1) if start is None else start
     active = torch.ones_like(u, dtype=torch.bool)
@@ -137,21 +140,18 @@ def solve(
     for iteration in range(1, _ITERATIONS + 1):
         torch.addcmul(signed, sign, u, value=-1, out=wrong)
         torch.mul(wrong.sigmoid_(), wrong, out=square)
-        if isinstance(k, int):
-            below, above = both[..., k:].sum(-1, keepdim=True), both[..., :k].sum(-1, keepdim=True)
-        else:
-            below, above = (both * under).sum(-1, keepdim=True), (both * upper).sum(-1, keepdim=True)
-        if part is not None:
-            above += part
+        sums = both @ halves if isinstance(k, int) else (both.unsqueeze(2) @ halves).squeeze(2)
         if tail is not None:
             mass, second = tail(u)
-            below[0] += mass
+            sums[0, :, :1] += mass
             if second is not None:
-                below[1] += second
-        P, Q = below[0].add_(_LEAST), above[0].add_(_LEAST)
-        residual = (P / Q).log_()
-        # 2 - sum A^2 / P - ...: the sums of A (1 - A) over those of A, and the same above.
-        slope = 2 - (below[1] / P).add_(above[1] / Q)
+                sums[1, :, :1] += second
+        masses = sums[0].add_(_LEAST)
+        if part is not None:
+            sums[..., 1:] += part
+        residual = (masses[:, :1] / masses[:, 1:]).log_()
+        # The sums of A (1 - A) over those of A, and the same above.
+        slope = 2 - (sums[1] / masses).sum(-1, keepdim=True)
         new = torch.addcdiv(u, residual, slope)
         small = residual.abs() <= tolerance
         if iteration == _FREE:

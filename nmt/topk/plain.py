@@ -23,11 +23,10 @@ from nmt.topk.arguments import (
 )
 from nmt.topk.balance import Offsets, offsets_of, pull_back, sides, solve
 from nmt.topk.plain_derivatives import pull_plain, push_plain
-from nmt.topk.rest import masses, parts, pull, slopes, spread, weigh
+from nmt.topk.rest import masses, pull, rows_in_parts, slopes, spread, weigh
 from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total
 from nmt.topk.screening import log_limit, screen, width_of
 from nmt.topk.thresholds import HARD, RESIDUAL, RESIDUAL_SINGLE
-
 
 
 def soft_topk(scores: Tensor, k: int | Tensor, temperature: float | Tensor, *, largest: bool = True) -> Tensor:
@@ -139,11 +138,13 @@ def solve_rows(
     u = solve(offsets, lambda u: ((log_mass - u).clamp_(max=HARD / 2).exp_(), None), tolerance, iterations)
     coarse = log_mass.add_(offsets.z[:, -1:]).sub_(u, alpha=2) > log_limit(rows, most)
     exact = coarse.squeeze(1).nonzero().squeeze(1) if bool(coarse.any()) else None
-    for some in () if exact is None else parts(len(exact), rest.weights.shape[1], rows.is_cuda):
-        these = exact[some]
+    for these in rows_in_parts(exact, rest.weights):
         e, moved = rest.weights[these], shift[these]
-        part = offsets.take(these)
-        u[these] = solve(part, lambda u, e=e, s=moved: masses(e, (u + s).exp()), tolerance, iterations, u[these])
+
+        def full(u: Tensor, e: Tensor = e, moved: Tensor = moved) -> tuple[Tensor, Tensor]:
+            return masses(e, (u + moved).exp())
+
+        u[these] = solve(offsets.take(these), full, tolerance, iterations, u[these])
     weigh(rest, u + shift, exact)
     return Solution(order, offsets.z - u, offsets.free, _solution(offsets, u), rest.weights, rest.starts)
 
@@ -249,12 +250,11 @@ def pull_lean(
         g_rest = g_rest.to(A.dtype)
         w, *sums = slopes(A, order if starts is None else None, g_rest)
         of_best, mean, center, to_T = pull_back(g.double(), z, (sums[0], sums[1]), of_temperature)
-        part = pull(w, g_rest, mean)
+        part = pull(w, g_rest, mean, t)
         if to_T is not None:
             # z of a weight, which is 0 only where w is 0 as well.
             far = torch.where(part != 0, A.double(), 0.5).logit() - center
-            to_T = to_T - (part * far).sum(-1)
-        part.div_(t)
+            to_T = to_T - (part * far).sum(-1) * T
         to_scores = spread(part, starts, n).to(g.dtype)
     to_scores.scatter_(1, order, (of_best / t).to(g.dtype))
     # A row that selects all it has does not depend on k.

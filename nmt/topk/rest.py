@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # Candidates of one block.
-BLOCK = 64
+BLOCK = 32
 # Elements of one part of the rows: half a mebibyte of float32.
 _PART = 1 << 17
 
@@ -34,11 +34,18 @@ class Rest(NamedTuple):
     starts: Tensor | None = None
 
 
-def parts(count: int, size: int, cuda: bool) -> Iterator[slice]:
-    """Splits `count` rows of `size` elements so that a part stays in the cache."""
-    step = count if cuda else max(1, _PART // max(size, 1))
-    for first in range(0, count, max(step, 1)):
+def parts(rows: int, size: int, cuda: bool) -> Iterator[slice]:
+    """Splits rows of `size` elements so that a part stays in the cache; on a GPU they stay together."""
+    step = max(1, rows if cuda else _PART // max(size, 1))
+    for first in range(0, rows, step):
         yield slice(first, first + step)
+
+
+def rows_in_parts(chosen: Tensor | None, x: Tensor) -> Iterator[Tensor]:
+    """The positions (r,) of the chosen rows of x (rows, m), in parts; nothing of None."""
+    if chosen is not None:
+        for some in parts(len(chosen), x.shape[1], x.is_cuda):
+            yield chosen[some]
 
 
 def of_rows(value: float | Tensor, some: slice | Tensor) -> float | Tensor:
@@ -63,7 +70,7 @@ def exponentials(x: Tensor, reference: Tensor, temperature: float | Tensor, insi
         scale = min(math.log2(math.e) / temperature, most)
     weights = torch.empty_like(x)
     sums = x.new_empty(len(x), 1, dtype=torch.float64)
-    for some in parts(*x.shape, x.is_cuda):
+    for some in parts(len(x), x.shape[1], x.is_cuda):
         e = weights[some]
         torch.sub(x[some], reference[some], out=e)
         # Less the floor, a power of two: -inf, and all that is as low, becomes 0.
@@ -106,7 +113,7 @@ def weigh(rest: Rest, u: Tensor, exact: Tensor | None) -> None:
         U = u[exact].exp().to(e.dtype)
         rest.weights[exact] = e.div_(e + U)
         return
-    for some in parts(*rest.weights.shape, rest.weights.is_cuda):
+    for some in parts(len(rest.weights), rest.weights.shape[1], rest.weights.is_cuda):
         e = rest.weights[some]
         if exact is None:
             e.mul_((-u[some]).exp().to(e.dtype))
@@ -125,7 +132,7 @@ def slopes(A: Tensor, order: Tensor | None, g: Tensor) -> tuple[Tensor, Tensor, 
     w = torch.empty_like(A)
     mass = A.new_empty(len(A), 1, dtype=torch.float64)
     product = torch.empty_like(mass)
-    for some in parts(*A.shape, A.is_cuda):
+    for some in parts(len(A), A.shape[1], A.is_cuda):
         a, out = A[some], w[some]
         torch.addcmul(a, a, a, value=-1, out=out)
         if order is not None:
@@ -136,13 +143,13 @@ def slopes(A: Tensor, order: Tensor | None, g: Tensor) -> tuple[Tensor, Tensor, 
     return w, mass, product if g.shape[1] > 1 else mass * g.double()
 
 
-def pull(w: Tensor, g: Tensor, mean: Tensor) -> Tensor:
-    """w (g - mean) in the place of w (rows, m); g (rows, m) or (rows, 1), mean (rows, 1)."""
-    mean = mean.to(w.dtype)
+def pull(w: Tensor, g: Tensor, mean: Tensor, temperature: float | Tensor) -> Tensor:
+    """w (g - mean) / T in the place of w (rows, m); g (rows, m) or (rows, 1), mean (rows, 1) float64."""
     if g.shape[1] == 1:
-        return w.mul_(g.to(w.dtype) - mean)
-    for some in parts(*w.shape, w.is_cuda):
-        w[some].mul_(g[some] - mean[some])
+        return w.mul_(((g - mean) / temperature).to(w.dtype))
+    mean = mean.to(w.dtype)
+    for some in parts(len(w), w.shape[1], w.is_cuda):
+        w[some].mul_((g[some] - mean[some]).div_(of_rows(temperature, some)))
     return w
 
 

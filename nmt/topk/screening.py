@@ -36,11 +36,11 @@ class Screen(NamedTuple):
 
 
 def width_of(n: int, k: int, wanted: int = 0) -> int:
-    """C of n candidates for k selected ones: all of them, or a multiple of 16, at least 8 k and `wanted`.
+    """C of n candidates for k selected ones: all of them, or a multiple of 16, at least 4 k and `wanted`.
 
     A multiple of 16 keeps vectorised functions from rounding the end of a tensor otherwise than the rest of it.
     """
-    width = -(-max(32, 8 * k, wanted) // 16) * 16
+    width = -(-max(32, 4 * k, wanted) // 16) * 16
     return n if n <= _ALL or 2 * width >= n else width
 
 
@@ -109,9 +109,13 @@ def _by_blocks(
     part = rows.view(-1).unfold(0, BLOCK, 1).index_select(0, starts).view(count, -1)
     if blocks * BLOCK < n:
         part = torch.cat((part, rows[:, blocks * BLOCK :]), 1)
-    values, inside = part.topk(width, dim=-1)
-    in_blocks = inside < chosen.shape[1] * BLOCK
-    block = chosen.gather(1, (inside // BLOCK).clamp_(max=chosen.shape[1] - 1))
-    behind = inside + (blocks - chosen.shape[1]) * BLOCK
-    order = torch.where(in_blocks, block * BLOCK + inside % BLOCK, behind)
+    # Only the first blocks and the end of the row can hold one of the best.
+    near = part[:, : width * BLOCK]
+    if blocks * BLOCK < n:
+        near = torch.cat((near, part[:, chosen.shape[1] * BLOCK :]), 1)
+    values, inside = near.topk(width, dim=-1)
+    behind = inside - width * BLOCK
+    block = chosen.gather(1, (inside // BLOCK).clamp_(max=width - 1))
+    order = torch.where(behind < 0, block * BLOCK + inside % BLOCK, behind + blocks * BLOCK)
+    inside = torch.where(behind < 0, inside, behind + chosen.shape[1] * BLOCK)
     return order, values, starts if part_of_rows else None, part, inside

@@ -40,7 +40,7 @@ def report(
     Args:
         scores, k, temperature, largest: as `soft_topk`, or with `ranked` as `sorted_soft_topk`.
         ranked: report the sorted operator.
-        width: number of candidates that are no tail, by default min(n, max(32, 8 k)).
+        width: number of candidates that are no tail, by default min(n, max(32, 4 k)).
 
     Raises:
         ValueError: as the operators and `sparse_soft_topk`.

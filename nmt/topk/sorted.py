@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from nmt.topk import compiled
+from nmt.topk import compiled, ranked_rest
 from nmt.topk.arguments import check_k, check_scores, check_temperature, refuse_temperature, refuse_values
-from nmt.topk.rest import parts, spread
+from nmt.topk.rest import parts, rows_in_parts, spread
 from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total
 from nmt.topk.screening import log_limit, screen, width_of
 from nmt.topk.sorted_derivatives import pull_sorted, push_sorted
@@ -31,11 +32,8 @@ from nmt.topk.thresholds import (
     of_scores,
     offsets_of,
     plan_of,
-    ranked_masses,
-    ranked_plan,
     solve,
 )
-
 
 
 def sorted_soft_topk(scores: Tensor, k: int, temperature: float | Tensor, *, largest: bool = True) -> Tensor:
@@ -138,12 +136,13 @@ def solve_rows(
     # The rest is all in slot k, which holds a mass of one.
     coarse = log_mass.squeeze(1) - u[:, 0] + (offsets[:, 1:, -1] - u).amax(-1) > log_limit(rows, k)
     exact = coarse.nonzero().squeeze(1) if bool(coarse.any()) else None
-    for some in () if exact is None else parts(len(exact), k * rest.weights.shape[1], rows.is_cuda):
-        these = exact[some]
-        e, moved = rest.weights[these], shift[these]
-        u[these] = solve(
-            offsets[these], lambda u, e=e, s=moved: ranked_masses(e, -(u + s)), tolerance, iterations, u[these]
-        )
+    for these in rows_in_parts(exact, rest.weights):
+        powers, moved = ranked_rest.powers_of(_even(rest.weights[these]), k), shift[these]
+
+        def full(u: Tensor, powers: Tensor = powers, moved: Tensor = moved) -> tuple[Tensor, Tensor]:
+            return ranked_rest.masses(ranked_rest.weights_of(powers, -(u + moved)))
+
+        u[these] = solve(offsets[these], full, tolerance, iterations, u[these])
     steps = -(u + shift)
     factor = steps[:, :1].exp()
     if exact is not None:
@@ -169,9 +168,8 @@ def weights_of(solved: Solution) -> tuple[Tensor, Tensor]:
     tail = best.new_zeros(len(best), best.shape[2])
     if solved.rest is not None:
         tail[:, -1] = solved.rest.sum(-1)
-    if solved.exact is not None:
-        for some, plan in _exact_plans(solved):
-            tail[solved.exact[some]] = plan.p[:, 1:].sum(-1).flip(1).double()
+    for these, p in _exact_parts(solved):
+        tail[these] = p.sum(-1).flip(1).double()
     return best, tail
 
 
@@ -181,18 +179,25 @@ def dense(solved: Solution, rows: Tensor, k: int) -> Tensor:
     weights = rows.new_empty(count, n, k) if solved.rest is None else rows.new_zeros(count, n, k)
     if solved.rest is not None:
         weights[..., -1] = solved.rest
-    if solved.exact is not None:
-        for some, plan in _exact_plans(solved):
-            weights[solved.exact[some]] = plan.p[:, 1:].flip(1).mT.to(rows.dtype)
+    for these, p in _exact_parts(solved):
+        weights[these] = p[..., :n].flip(1).mT.to(rows.dtype)
     best = solved.p[:, 1:].flip(1).mT.to(rows.dtype)
     return weights.scatter_(1, solved.order.unsqueeze(2).expand(-1, -1, k), best)
 
 
-def _exact_plans(solved: Solution) -> Iterator[tuple[slice, Plan]]:
-    assert solved.rest is not None and solved.exact is not None and solved.steps is not None
-    size = solved.rest.shape[1] * solved.steps.shape[1]
-    for some in parts(len(solved.exact), size, solved.rest.is_cuda):
-        yield some, ranked_plan(solved.rest[solved.exact[some]], solved.steps[some])
+def _exact_parts(solved: Solution) -> Iterator[tuple[Tensor, Tensor]]:
+    """Positions (r,) of the rows whose rest reaches all slots, and its weights (r, k, m) by anchors 1..k, in parts."""
+    if solved.exact is None:
+        return
+    assert solved.rest is not None and solved.steps is not None
+    for some in parts(len(solved.exact), solved.rest.shape[1], solved.rest.is_cuda):
+        these, steps = solved.exact[some], solved.steps[some]
+        yield these, ranked_rest.weights_of(ranked_rest.powers_of(_even(solved.rest[these]), steps.shape[1]), steps)
+
+
+def _even(e: Tensor) -> Tensor:
+    """(rows, m) with zeros up to a multiple of 16: matrix products may round otherwise where rows begin unaligned."""
+    return pad(e, (0, -e.shape[1] % 16))
 
 
 class _SortedSoftTopk(torch.autograd.Function):
@@ -268,11 +273,9 @@ def pull_lean(
             p.scatter_(1, solved.order, 0.0)
         if exact is not None:
             p[exact] = 0.0
-            for some, plan in _exact_plans(solved):
-                these = exact[some]
-                group = gather(_flipped(g_rest[these], plan), plan, of_temperature)
-                for whole, part in zip((b, moment, direct, through), group[1:], strict=True):
-                    whole[these] += part.double()
+        for these, weights in _exact_parts(solved):
+            b[these] += ranked_rest.pull_sums(weights, _to_anchors(g_rest[these], weights))[0]
+            moment[these] += ranked_rest.masses(weights)[1]
         product = p * g_last
         moment[:, 0, 0] += p.sum(-1, dtype=torch.float64)
         b[:, 0] += product.sum(-1, dtype=torch.float64)
@@ -288,16 +291,17 @@ def pull_lean(
     else:
         # T dL/dx = p (g - y), y of slot k.
         part = product.sub_(p.mul_(y[:, :1].to(p.dtype)))
-        if exact is not None:
-            for some, plan in _exact_plans(solved):
-                these = exact[some]
-                e = gather(_flipped(g_rest[these], plan), plan, False).e
-                part[these] = of_scores(e, y[these], plan)
+        for these, weights in _exact_parts(solved):
+            gp = ranked_rest.pull_sums(weights, _to_anchors(g_rest[these], weights))[1]
+            of_rest, of_T = ranked_rest.pull(weights, gp, y[these], of_temperature)
+            part[these] = of_rest[:, : part.shape[1]]
+            to_T[these] += of_T
         to_scores = spread(part.div_(t), solved.starts, n).to(g.dtype)
     to_scores.scatter_(1, solved.order, (of_best / t).to(g.dtype))
     return to_scores, to_T / T
 
 
-def _flipped(g: Tensor, plan: Plan) -> Tensor:
-    # Slots to anchors.
-    return g.to(plan.p.dtype).mT.flip(1)
+def _to_anchors(g: Tensor, p: Tensor) -> Tensor:
+    """(rows, m, k) of slots as (rows, k, m) of anchors, with zeros as `_even` adds them; (rows, 1, k) stays so."""
+    g = g.to(p.dtype).mT.flip(1)
+    return g if g.shape[2] == 1 else pad(g, (0, p.shape[2] - g.shape[2]))

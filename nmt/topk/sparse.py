@@ -43,7 +43,7 @@ def sparse_soft_topk(
 
     Args:
         scores, k, temperature, largest: as `soft_topk`.
-        width: C, 1..n; by default min(n, max(32, 8 k)).
+        width: C, 1..n; by default min(n, max(32, 4 k)).
 
     Raises:
         ValueError: as `soft_topk`; a width out of range, or none where k is a tensor.
@@ -58,7 +58,7 @@ def sparse_sorted_soft_topk(
 
     Args:
         scores, k, temperature, largest: as `sorted_soft_topk`.
-        width: C, 1..n; by default min(n, max(32, 8 k)).
+        width: C, 1..n; by default min(n, max(32, 4 k)).
 
     Raises:
         ValueError: as `sorted_soft_topk`; a width out of range.
@@ -167,7 +167,7 @@ class _SparseTopk(torch.autograd.Function):
 
 
 def candidate_width(scores: Tensor, k: int | Tensor, width: int | None) -> int:
-    """How many candidates are no tail: `width`, or min(n, max(32, 8 k)).
+    """How many candidates are no tail: `width`, or min(n, max(32, 4 k)).
 
     Raises:
         ValueError: a width outside 1..n, or none where k is a tensor.
@@ -177,7 +177,7 @@ def candidate_width(scores: Tensor, k: int | Tensor, width: int | None) -> int:
     if width is None:
         if isinstance(k, Tensor):
             raise ValueError("width is None and k a tensor: give the number of candidates to keep, width=...")
-        return min(n, max(32, 8 * k))
+        return min(n, max(32, 4 * k))
     if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= n:
         raise ValueError(f"width must be an int in 1..{n} (the number of candidates), not {width!r}")
     return width

@@ -20,10 +20,6 @@ TINY = 1e-290
 # Newton converges quadratically: the last step, taken at such a residual, leaves an error below 1e-14 for
 # float64 scores and below 1e-8, which their own dtype cannot show, for all others.
 RESIDUAL, RESIDUAL_SINGLE = 1e-7, 1e-4
-# exp(80) and 1e30: what float32 holds with room.
-_FAR, _MOST = 80.0, 1e30
-# TINY where float32 has to hold it.
-_LEAST = 1e-37
 _STEP = 4.0
 _ITERATIONS = 200
 
@@ -165,7 +161,7 @@ def gather(g: Tensor, plan: Plan, of_temperature: bool) -> Group:
         return Group(e, b, moment, b.new_zeros(len(b)), torch.zeros_like(b))
     # The logits up to a constant of each candidate, 0 for its likeliest anchor so that p log p keeps its
     # digits.
-    p_log_p = torch.xlogy(p, p / p.amax(1, keepdim=True).clamp_(min=_LEAST))
+    p_log_p = torch.xlogy(p, p / p.amax(1, keepdim=True).clamp_(min=TINY))
     direct = (g * (p_log_p[:, 1:] - p[:, 1:] * p_log_p.sum(1, keepdim=True))).sum((1, 2))
     return Group(e, b, moment, direct, _tilt(p_log_p, c, d).sum(-1))
 
@@ -206,25 +202,3 @@ def _tilt(gp: Tensor, c: Tensor, d: Tensor) -> Tensor:
     (rows, k, n).
     """
     return gp.flip(1).cumsum(1).flip(1)[:, 1:] * d - gp.cumsum(1)[:, :-1] * c
-
-
-def ranked_plan(e: Tensor, steps: Tensor) -> Plan:
-    """The plan of candidates by their exponentials, in the dtype of these.
-
-    Args:
-        e: (rows, n) exp((x - reference) / T), in [0, 1]; 0 gives anchor 0 all.
-        steps: (rows, k) (reference - tau_j) / T.
-    """
-    # Beyond the bound no row ends: a candidate outside the screen holds at most an eighth of a slot's mass.
-    factors = steps.clamp(-_FAR, _FAR).exp().to(e.dtype).unsqueeze(2) * e.unsqueeze(1)
-    t = factors.cumprod(1).clamp_(max=_MOST)
-    rest = 1 / (1 + t.sum(1, keepdim=True))
-    p = torch.cat((rest, t * rest), 1)
-    return Plan(p, p.flip(1).cumsum(1).flip(1)[:, 1:], p.cumsum(1)[:, :-1])
-
-
-def ranked_masses(e: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """The `Tail` of candidates by their exponentials: arguments of `ranked_plan`."""
-    _, c, d = ranked_plan(e, steps)
-    moment = torch.where(_upper(steps.shape[1], e.device), d @ c.mT, 0.0).double()
-    return c.sum(-1).double(), moment + moment.triu(1).mT

@@ -58,7 +58,7 @@ def test_sparse_is_differentiable(dense, sparse):
 def test_width():
     x = _randn(50)
     assert sparse_soft_topk(x, 2, 0.3).indices.shape == (32,)
-    assert sparse_sorted_soft_topk(x, 5, 0.3).weights.shape == (40, 5)
+    assert sparse_sorted_soft_topk(x, 5, 0.3).weights.shape == (32, 5)
     assert sparse_soft_topk(x[:6], 2, 0.3).indices.shape == (6,)
     assert sparse_soft_topk(x, torch.tensor(2.5), 0.3, width=7).weights.shape == (7,)
     with pytest.raises(ValueError, match="k a tensor: give the number of candidates"):
