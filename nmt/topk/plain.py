@@ -26,7 +26,7 @@ from nmt.topk.plain_derivatives import pull_plain, push_plain
 from nmt.topk.rest import masses, pull, rows_in_parts, slopes, spread, weigh
 from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total
 from nmt.topk.screening import log_limit, screen, width_of
-from nmt.topk.thresholds import HARD, RESIDUAL, RESIDUAL_SINGLE
+from nmt.topk.thresholds import RESIDUAL, RESIDUAL_SINGLE
 
 
 def soft_topk(scores: Tensor, k: int | Tensor, temperature: float | Tensor, *, largest: bool = True) -> Tensor:
@@ -134,8 +134,7 @@ def solve_rows(
     if offsets.free is not None:
         shift = shift.where(offsets.free, 0.0)
     log_mass = rest.sums.log().sub_(shift)
-    # The clamp is what float64 holds.
-    u = solve(offsets, lambda u: ((log_mass - u).clamp_(max=HARD / 2).exp_(), None), tolerance, iterations)
+    u = solve(offsets, lambda u: ((log_mass - u).exp_(), None), tolerance, iterations)
     coarse = log_mass.add_(offsets.z[:, -1:]).sub_(u, alpha=2) > log_limit(rows, most)
     exact = coarse.squeeze(1).nonzero().squeeze(1) if bool(coarse.any()) else None
     for these in rows_in_parts(exact, rest.weights):

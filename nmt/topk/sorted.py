@@ -128,9 +128,8 @@ def solve_rows(
     log_mass = rest.sums.log() - shift[:, :1]
 
     def cheap(u: Tensor) -> tuple[Tensor, Tensor]:
-        mass = u.new_zeros(len(u), k)
-        mass[:, :1] = (log_mass - u[:, :1]).clamp_(max=HARD / 2).exp_()
-        return mass, mass.diag_embed()
+        mass = (log_mass - u[:, :1]).clamp_(max=HARD / 2).exp_()
+        return mass, mass.unsqueeze(2)
 
     u = solve(offsets, cheap, tolerance, iterations)
     # The rest is all in slot k, which holds a mass of one.

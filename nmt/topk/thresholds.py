@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # exp(-800) is 0 in float64: beyond it a decision is hard, and clamping keeps logits exact and finite for any
 # scores.
@@ -22,9 +23,11 @@ TINY = 1e-290
 RESIDUAL, RESIDUAL_SINGLE = 1e-7, 1e-4
 _STEP = 4.0
 _ITERATIONS = 200
+# Steps that all rows take before the first look at the residuals.
+_FREE = 3
 
 
-# From u (rows, k) to the sums (rows, k) of c and (rows, k, k) of M over candidates outside the screen.
+# From u (rows, k) to the sums (rows, r) of c and (rows, r, r) of M over candidates outside the screen.
 Tail = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -60,7 +63,7 @@ def offsets_of(values: Tensor, k: int, temperature: float | Tensor) -> tuple[Ten
     """
     rows, n = values.shape
     if n <= k:
-        values = torch.nn.functional.pad(values, (0, k + 1 - n), value=-torch.inf)
+        values = pad(values, (0, k + 1 - n), value=-torch.inf)
         n = k + 1
     offsets = values.new_zeros(rows, k + 1, n)
     # Halves first: the sum of two scores near the largest float overflows.
@@ -89,17 +92,17 @@ def solve(
     """Newton on log(mass misplaced below) - log(mass misplaced above) of the k thresholds, all rows at once.
 
     With P_j the sum of c over the ranks > j and Q_j the sum of 1 - c over the ranks <= j, F_j = log P_j - log
-    Q_j has a Jacobian of positive terms only; Newton on the sums themselves stalls on their plateaus. A row
-    that has converged is frozen, so that its result does not depend on the other rows
+    Q_j has a Jacobian of positive terms only; Newton on the sums themselves stalls on their plateaus. Every row takes
+    the first steps; then one that has converged is frozen. So its result does not depend on the other rows
     (bitwise on one thread).
 
     Args:
         offsets: (rows, k + 1, n) of `offsets_of`.
-        tail: of the candidates outside the screen: from u (rows, k), the sums (rows, k) of their c_j and (rows, k, k)
-            of their M_jm = d_min(j,m) c_max(j,m).
+        tail: of the candidates outside the screen: from u (rows, k), the sums (rows, r) of their c_j and (rows, r, r)
+            of their M_jm = d_min(j,m) c_max(j,m), of the thresholds j = 1..r that they reach.
         tolerance: the residual F at which a row takes its last step.
         iterations: a list that takes the number of them, of the row with most.
-        start: (rows, k) where u starts, instead of at 0.
+        start: (rows, k) where u starts, instead of at 0; then no step is taken by all rows, as u may be good already.
 
     Returns:
         u (rows, k) for the anchors 1..k.
@@ -110,23 +113,34 @@ def solve(
     sides = torch.stack((~above, above)).to(offsets.dtype)
     upper = _upper(k, offsets.device)
     floor = torch.full((k,), 1e-30, dtype=offsets.dtype, device=offsets.device).diag()
-    u = offsets.new_zeros(rows, k) if start is None else start
-    active = torch.ones(rows, 1, dtype=torch.bool, device=offsets.device)
-    for iteration in range(1, _ITERATIONS + 1):
+
+    def step(u: Tensor) -> tuple[Tensor, Tensor]:
         _, c, d = plan_of(offsets, u)
         mass = (torch.where(above, d, c).unsqueeze(1) * sides).sum(-1).add_(TINY)
         if tail is not None:
             tail_mass, tail_moment = tail(u)
-            mass[:, 0] += tail_mass
-        logs = mass.log()
-        residual = logs[:, 0] - logs[:, 1]
+            mass[:, 0, : tail_mass.shape[1]] += tail_mass
+        below, over = mass.log().unbind(1)
+        residual = below - over
         inverse = mass.reciprocal_().unsqueeze(-1)
         weight = torch.where(above, inverse[:, 1], inverse[:, 0])
-        jacobian = torch.where(upper, (weight * d) @ c.mT, (weight * c) @ d.mT).add_(floor)
+        jacobian = torch.where(upper, torch.bmm(weight * d, c.mT), torch.bmm(weight * c, d.mT)).add_(floor)
         if tail is not None:
-            jacobian += tail_moment * inverse[:, 0]
-        step = torch.linalg.solve_ex(jacobian, residual).result.clamp_(-_STEP, _STEP)
-        u = u + torch.where(active, step, 0.0)
+            reached = tail_moment.shape[1]
+            jacobian[:, :reached, :reached] += tail_moment * inverse[:, 0, :reached]
+        return residual, torch.linalg.solve_ex(jacobian, residual).result.clamp_(-_STEP, _STEP)
+
+    free = _FREE if start is None else 0
+    u = offsets.new_zeros(rows, k) if start is None else start
+    active = torch.ones(rows, 1, dtype=torch.bool, device=offsets.device)
+    for iteration in range(1, _ITERATIONS + 1):
+        residual, change = step(u)
+        if iteration <= free:
+            u = u + change
+            if iteration < free:
+                continue
+        else:
+            u = u + torch.where(active, change, 0.0)
         active = active & ~(residual.abs().amax(-1, keepdim=True) <= tolerance)
         if not bool(active.any()):
             if iterations is not None:
@@ -192,8 +206,7 @@ def _upper(k: int, device: torch.device) -> Tensor:
 
 def plan_of(offsets: Tensor, u: Tensor) -> Plan:
     """The plan of candidates with the offsets (rows, k + 1, n) of `offsets_of`, at u (rows, k)."""
-    offsets = torch.cat((offsets[:, :1], offsets[:, 1:] - u.unsqueeze(2)), 1)
-    p = offsets.clamp_(-HARD, HARD).cumsum(1).softmax(1)
+    p = (offsets - pad(u, (1, 0)).unsqueeze(2)).clamp_(-HARD, HARD).cumsum(1).softmax(1)
     return Plan(p, p.flip(1).cumsum(1).flip(1)[:, 1:], p.cumsum(1)[:, :-1])
 
 
