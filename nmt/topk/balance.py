@@ -68,7 +68,7 @@ def offsets_of(values: Tensor, k: float | Tensor, temperature: float | Tensor, t
     """
     if isinstance(k, int) and k < values.shape[1] and bool((values[:, k] > -torch.inf).all()):
         # Halves first: the sum of two scores near the largest float overflows.
-        left, right = (values[:, k - 1 : k + 1] / 2).split(1, 1)
+        left, right = values[:, k - 1 : k] / 2, values[:, k : k + 1] / 2
         middle = left + right
         z = (values - middle) / temperature
         return Offsets(z, middle, (left - right) / temperature, k, None, None, total)
@@ -147,16 +147,16 @@ def solve(
         else:
             sums = base + (both.unsqueeze(2) @ halves).squeeze(2)
         masses, squares = sums.unbind()
-        below, above = masses.split(1, 1)
+        below, above = masses[:, :1], masses[:, 1:]
         if tail is not None:
             mass, second = tail(u)
-            below += mass
+            below.add_(mass)
             if second is not None:
                 squares[:, :1] += second
         residual = (below / above).log_()
-        # The sums of A (1 - A) over those of A, and the same above.
-        slope = 2 - (squares / masses).sum(-1, keepdim=True)
-        return residual, torch.addcdiv(u, residual, slope)
+        # The sums of A (1 - A) over those of A, and the same above; negated.
+        slope = (squares / masses).sum(-1, keepdim=True).sub_(2.0)
+        return residual, torch.addcdiv(u, residual, slope, value=-1)
 
     free = _FREE if start is None else 0
     u = z.new_zeros(rows, 1) if start is None else start

@@ -24,7 +24,7 @@ from nmt.topk.arguments import (
 from nmt.topk.balance import Offsets, offsets_of, pull_back, sides, solve
 from nmt.topk.plain_derivatives import pull_plain, push_plain
 from nmt.topk.rest import masses, pull, rows_in_parts, slopes, spread, weigh
-from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total
+from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total, with_signature
 from nmt.topk.screening import log_limit, screen, width_of
 from nmt.topk.thresholds import RESIDUAL, RESIDUAL_SINGLE
 
@@ -166,6 +166,7 @@ def dense(solved: Solution, rows: Tensor) -> Tensor:
     return weights.scatter_(1, solved.order, best)
 
 
+@with_signature
 class _SoftTopk(torch.autograd.Function):
     # `kept` is an empty list that the forward fills for the lean backward. A functional transform hands a copy
     # of it down, so that it stays empty there: such a backward is the differentiable one.

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from nmt.topk import compiled, ranked_rest
 from nmt.topk.arguments import check_k, check_scores, check_temperature, refuse_temperature, refuse_values
 from nmt.topk.rest import parts, rows_in_parts, spread
-from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total
+from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total, with_signature
 from nmt.topk.screening import log_limit, screen, width_of
 from nmt.topk.sorted_derivatives import pull_sorted, push_sorted
 from nmt.topk.thresholds import (
@@ -199,6 +199,7 @@ def _even(e: Tensor) -> Tensor:
     return pad(e, (0, -e.shape[1] % 16))
 
 
+@with_signature
 class _SortedSoftTopk(torch.autograd.Function):
     # `kept`: see the plain operator.
 

@@ -9,7 +9,7 @@ from nmt.topk import plain, sorted
 from nmt.topk.arguments import check_k, check_k_rows, check_scores, check_temperature
 from nmt.topk.plain import soft_topk
 from nmt.topk.plain_derivatives import pull_plain, push_plain
-from nmt.topk.rows import is_plain, map_rows, refuse_nested_forward, total
+from nmt.topk.rows import is_plain, map_rows, refuse_nested_forward, total, with_signature
 from nmt.topk.sorted import sorted_soft_topk
 from nmt.topk.sorted_derivatives import pull_sorted, push_sorted
 
@@ -97,6 +97,7 @@ def _split(weights: Tensor, found: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return weights.gather(dim, found), wide.scatter(dim, found, 0.0).sum(dim).to(weights.dtype)
 
 
+@with_signature
 class _SparseTopk(torch.autograd.Function):
     # As the functions of the dense operators, but for what comes out.
 
