@@ -40,7 +40,7 @@ def map_rows(
 
 
 def with_signature(operator: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Keeps the signature of `forward`, which `apply` makes out anew at every call, a tenth of the time of a small one."""
+    """Keeps the signature of `forward`, which `apply` makes out anew at each call: a tenth of a small one."""
     operator.forward.__signature__ = inspect.signature(operator.forward)  # type: ignore[attr-defined]
     return operator
 
