@@ -1,6 +1,7 @@
 """What every top-k operator demands of its arguments, checked once and with one wording."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,19 +99,37 @@ def refuse_values(best: Tensor, shape: torch.Size, largest: bool) -> None:
     raise ValueError(f"scores hold {kind} in {where}: mask candidates with {mask}, and look for the {kind} upstream")
 
 
-def check_k_rows(k: Tensor, scores: Tensor) -> Tensor:
-    """Returns numbers of selected candidates as float64 of shape () or scores.shape[:-1], with their graph; their
-    values are for `refuse_k`.
+def as_rows(
+    scores: Tensor, k: int | Tensor, temperature: float | Tensor, largest: bool, ranked: bool
+) -> tuple[Tensor, Any, float | Tensor]:
+    """The arguments of an operator with all leading dimensions as one, (rows, n); the sign changed for the smallest.
+
+    k, which must be an int if the result is `ranked`, and the temperature become float64 of shape () or (rows,) if they
+    are tensors. Their values are for `refuse_k` and `refuse_temperature`.
 
     Raises:
-        ValueError: a shape that does not fit the rows.
+        ValueError: scores, a number or a shape that no operator takes.
     """
+    check_scores(scores)
+    n = scores.shape[-1]
+    if isinstance(k, Tensor) and not ranked:
+        k = _one_a_row(k, "k must be an int", scores)
+    else:
+        check_k(k, n)  # type: ignore[arg-type]
+    temperature = check_temperature(temperature, scores)
+    if isinstance(temperature, Tensor) and temperature.dim():
+        temperature = temperature.reshape(-1)
+    return (scores if largest else -scores).reshape(-1, n).contiguous(), k, temperature
+
+
+def _one_a_row(value: Tensor, wanted: str, scores: Tensor) -> Tensor:
     rows = scores.shape[:-1]
-    if k.dim() and k.shape != rows:
+    if value.dim() and value.shape != rows:
         raise ValueError(
-            f"k must be an int, a 0-d tensor or one value a row, shape {tuple(rows)}, not shape {tuple(k.shape)}"
+            f"{wanted}, a 0-d tensor or one value a row, shape {tuple(rows)}, not shape {tuple(value.shape)}"
         )
-    return k.to(device=scores.device, dtype=torch.float64)
+    value = value.to(device=scores.device, dtype=torch.float64)
+    return value.reshape(-1) if value.dim() else value
 
 
 def refuse_k(k: int | Tensor, n: int) -> None:

@@ -12,15 +12,7 @@ import torch
 from torch import Tensor
 
 from nmt.topk import compiled
-from nmt.topk.arguments import (
-    check_k,
-    check_k_rows,
-    check_scores,
-    check_temperature,
-    refuse_k,
-    refuse_temperature,
-    refuse_values,
-)
+from nmt.topk.arguments import as_rows, refuse_k, refuse_temperature, refuse_values
 from nmt.topk.balance import Offsets, offsets_of, pull_back, sides, solve
 from nmt.topk.plain_derivatives import pull_plain, push_plain
 from nmt.topk.rest import masses, pull, rows_in_parts, slopes, spread, weigh
@@ -53,18 +45,7 @@ def soft_topk(scores: Tensor, k: int | Tensor, temperature: float | Tensor, *, l
     Raises:
         ValueError: NaN or +inf among the scores, a k or a temperature out of range, shapes that do not fit.
     """
-    check_scores(scores)
-    n = scores.shape[-1]
-    if isinstance(k, Tensor):
-        k = check_k_rows(k, scores)
-    else:
-        check_k(k, n)
-    temperature = check_temperature(temperature, scores)
-    rows = (scores if largest else -scores).reshape(-1, n).contiguous()
-    if isinstance(temperature, Tensor) and temperature.dim():
-        temperature = temperature.reshape(-1)
-    if isinstance(k, Tensor) and k.dim():
-        k = k.reshape(-1)
+    rows, k, temperature = as_rows(scores, k, temperature, largest, ranked=False)
     if torch.compiler.is_compiling():
         of_k, of_t = (torch.as_tensor(v, dtype=torch.float64, device=scores.device) for v in (k, temperature))
         return compiled.plain(rows, of_k, of_t, scores.shape[:-1], largest).view(scores.shape)

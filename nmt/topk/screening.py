@@ -66,7 +66,7 @@ def screen(rows: Tensor, k: int, width: int, temperature: float | Tensor, whole:
         return Screen(order, values.double(), None)
     # On a GPU a pass over all candidates is cheaper than waiting for the number of blocks.
     starts = None
-    if n >= _BLOCKED and not rows.is_cuda:
+    if n >= _BLOCKED and len(rows) and not rows.is_cuda:
         order, values, starts, part, inside = _by_blocks(rows, k, width, temperature, whole)
     else:
         values, order = rows.topk(width, dim=-1)

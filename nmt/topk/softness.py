@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nmt.topk import plain, sorted
-from nmt.topk.arguments import check_k, check_k_rows, check_scores, check_temperature
+from nmt.topk.arguments import as_rows
 from nmt.topk.sparse import candidate_width
 
 
@@ -45,18 +45,9 @@ def report(
     Raises:
         ValueError: as the operators and `sparse_soft_topk`.
     """
-    check_scores(scores)
-    n = scores.shape[-1]
-    if isinstance(k, Tensor) and not ranked:
-        k = check_k_rows(k, scores)
-        k = k.reshape(-1) if k.dim() else k
-    else:
-        check_k(k, n)  # type: ignore[arg-type]
     count = candidate_width(scores, k, width)
-    temperature = check_temperature(temperature, scores)
-    if isinstance(temperature, Tensor) and temperature.dim():
-        temperature = temperature.reshape(-1)
-    rows = (scores if largest else -scores).detach().reshape(-1, n).double()
+    rows, k, temperature = as_rows(scores.detach(), k, temperature, largest, ranked)
+    rows = rows.double()
     iterations: list[int] = []
     with torch.no_grad():
         if ranked:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nmt.topk import compiled, ranked_rest
-from nmt.topk.arguments import check_k, check_scores, check_temperature, refuse_temperature, refuse_values
+from nmt.topk.arguments import as_rows, refuse_temperature, refuse_values
 from nmt.topk.rest import parts, rows_in_parts, spread
 from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total, with_signature
 from nmt.topk.screening import log_limit, screen, width_of
@@ -59,13 +59,7 @@ def sorted_soft_topk(scores: Tensor, k: int, temperature: float | Tensor, *, lar
     Raises:
         ValueError: NaN or +inf among the scores, a k or a temperature out of range, shapes that do not fit.
     """
-    check_scores(scores)
-    n = scores.shape[-1]
-    check_k(k, n)
-    temperature = check_temperature(temperature, scores)
-    rows = (scores if largest else -scores).reshape(-1, n).contiguous()
-    if isinstance(temperature, Tensor) and temperature.dim():
-        temperature = temperature.reshape(-1)
+    rows, k, temperature = as_rows(scores, k, temperature, largest, ranked=True)
     if torch.compiler.is_compiling():
         of_t = torch.as_tensor(temperature, dtype=torch.float64, device=scores.device)
         return compiled.ranked(rows, k, of_t, scores.shape[:-1], largest).view(*scores.shape, k)

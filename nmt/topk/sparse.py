@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nmt.topk import plain, sorted
-from nmt.topk.arguments import check_k, check_k_rows, check_scores, check_temperature
+from nmt.topk.arguments import as_rows, check_scores
 from nmt.topk.plain import soft_topk
 from nmt.topk.plain_derivatives import pull_plain, push_plain
 from nmt.topk.rows import is_plain, map_rows, refuse_nested_forward, total, with_signature
@@ -69,21 +69,13 @@ def sparse_sorted_soft_topk(
 def _sparse(
     scores: Tensor, k: int | Tensor, temperature: float | Tensor, largest: bool, width: int, ranked: bool
 ) -> SparseTopk:
-    n, shape = scores.shape[-1], scores.shape[:-1]
+    shape = scores.shape[:-1]
     if torch.compiler.is_compiling():
         operator: Any = sorted_soft_topk if ranked else soft_topk
         found = scores.detach().topk(width, dim=-1, largest=largest).indices
         weights, tail = _split(operator(scores, k, temperature, largest=largest), found, len(shape))
         return SparseTopk(found, weights, tail)
-    if isinstance(k, Tensor) and not ranked:
-        k = check_k_rows(k, scores)
-        k = k.reshape(-1) if k.dim() else k
-    else:
-        check_k(k, n)  # type: ignore[arg-type]
-    temperature = check_temperature(temperature, scores)
-    if isinstance(temperature, Tensor) and temperature.dim():
-        temperature = temperature.reshape(-1)
-    rows = (scores if largest else -scores).reshape(-1, n).contiguous()
+    rows, k, temperature = as_rows(scores, k, temperature, largest, ranked)
     found, weights, tail, _ = _SparseTopk.apply(rows, k, temperature, shape, largest, width, ranked, [])
     return SparseTopk(*(part.view(shape + part.shape[1:]) for part in (found, weights, tail)))
 
@@ -117,7 +109,9 @@ class _SparseTopk(torch.autograd.Function):
         best, tail = (sorted.weights_of if ranked else plain.weights_of)(solved)
         tail = tail + best[:, width:].sum(1)
         kept += solved
-        return solved.order[:, :width].clone(), best[:, :width].to(rows.dtype), tail.to(rows.dtype), solved.solution
+        # Copies: forward mode takes no view of something that stays inside.
+        found, best = solved.order[:, :width].clone(), best[:, :width].to(rows.dtype, copy=True).contiguous()
+        return found, best, tail.to(rows.dtype), solved.solution
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
