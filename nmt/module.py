@@ -5,7 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmt.batching import Batch
 from nmt.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ class TranslationModule(pl.LightningModule):
     def training_step(self, batch: tuple[int, Batch], _: int) -> dict[str, Any]:
         number, batch_ = batch
         torch.manual_seed((self.config.seed * 1_000_003 + number) % 2**63)
-        value, figures = self.objective(self.model, batch_)
+        value, figures = self.objective(self.model, batch_, self.trainer.global_step)
         if self.trainer.global_step % self.config.trainer.log_every == 0 and not torch.isfinite(value):
             raise UserError(self._diverged("loss", value.item()))
         self.log("train/loss", value, on_step=True, on_epoch=False)
@@ -135,6 +135,9 @@ class TranslationModule(pl.LightningModule):
             {"params": [p for p in self.model.parameters() if p.dim() > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in self.model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
         ]
+        # What an objective learns (a temperature) is a few numbers, and no weight to decay.
+        if isinstance(self.objective, nn.Module) and (own := list(self.objective.parameters())):
+            groups.append({"params": own, "weight_decay": 0.0})
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
         optimizer = kind(groups, lr=config.lr, betas=config.betas)
 
@@ -146,7 +149,7 @@ class TranslationModule(pl.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, *_: Any, **__: Any) -> None:
         clip = self.config.trainer.clip
-        norm: Tensor = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip if clip else math.inf)
+        norm: Tensor = torch.nn.utils.clip_grad_norm_(self.parameters(), clip if clip else math.inf)
         self.log("train/gradient_norm", norm, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

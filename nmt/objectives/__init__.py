@@ -2,6 +2,6 @@
 
 from nmt.objectives.cross_entropy import CrossEntropy, CrossEntropyConfig
 from nmt.objectives.objective import Loss, Objective
-from nmt.objectives.soft_beam import SoftBeam, SoftBeamConfig
+from nmt.objectives.soft_beam import SoftBeam, SoftBeamConfig, TemperatureConfig
 
-__all__ = ["CrossEntropy", "CrossEntropyConfig", "Loss", "Objective", "SoftBeam", "SoftBeamConfig"]
+__all__ = ["CrossEntropy", "CrossEntropyConfig", "Loss", "Objective", "SoftBeam", "SoftBeamConfig", "TemperatureConfig"]

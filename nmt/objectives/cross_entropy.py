@@ -76,7 +76,7 @@ class CrossEntropy:
     def __init__(self, config: CrossEntropyConfig) -> None:
         self.config = config
 
-    def __call__(self, model: Seq2Seq, batch: Batch) -> Loss:
+    def __call__(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
         memory = model.encode(batch.source, batch.source_lengths)
         features = model.teacher_force(shifted(model, batch.target), memory)
         loss, plain = smoothed_nll(model.project(features), batch.target, model.padding, self.config.label_smoothing)

@@ -17,10 +17,10 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-    """Maps a model and a batch to a loss. Its randomness is torch's global generator alone, so that a
-    resumed run repeats it."""
+    """Maps a model and a batch, and the number of updates so far, to a loss. Its randomness is torch's global generator
+    alone, so that a resumed run repeats it. If it has parameters it is a `torch.nn.Module`."""
 
-    def __call__(self, model: Seq2Seq, batch: Batch) -> Loss: ...
+    def __call__(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss: ...
 
 
 def shifted(model: Seq2Seq, target: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmt.batching import Batch
 from nmt.errors import UserError
@@ -20,8 +20,39 @@ from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.soft_bleu import count_reference, soft_bleu
 from nmt.search.beam import Beam, first_beam
 from nmt.search.soft import Operator, SoftSearchConfig, SoftStep, soft_advance
-from nmt.topk import sorted_soft_topk
+from nmt.topk import Constant, Exponential, Learned, Linear, Schedule, sorted_soft_topk
 from nmt.tree import join_slots, map_tree, split_slots, where_rows
+
+
+@dataclass
+class TemperatureConfig:
+    """How the temperature of the soft beam moves from `soft_beam.search.temperature`."""
+
+    schedule: Literal["constant", "linear", "exponential", "learned"] = "constant"
+    """constant; linear or exponential: to `end` in `updates` updates; learned: trained with the model, by its
+    logarithm."""
+    end: float = 0.05
+    """linear, exponential: the temperature from `updates` on, in nats."""
+    updates: int = 1000
+    """linear, exponential: updates until then, counted from the beginning of the run."""
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "linear", "exponential", "learned"):
+            raise UserError(
+                f"soft_beam.temperature.schedule is '{self.schedule}'; choose constant, linear, exponential or learned"
+            )
+        if not 0 < self.end < math.inf:
+            raise UserError(f"soft_beam.temperature.end is {self.end}; give a positive number of nats (0.05)")
+        if self.updates < 1:
+            raise UserError(f"soft_beam.temperature.updates is {self.updates}; give at least 1")
+
+    def build(self, start: float) -> Schedule | Learned:
+        """The schedule that begins at the temperature `start`."""
+        if self.schedule == "linear":
+            return Linear(start, self.end, self.updates)
+        if self.schedule == "exponential":
+            return Exponential(start, self.end, self.updates)
+        return Learned(start) if self.schedule == "learned" else Constant(start)
 
 
 @dataclass
@@ -33,6 +64,8 @@ class SoftBeamConfig:
     BLEU_l at the end of a free search."""
     search: SoftSearchConfig = field(default_factory=SoftSearchConfig)
     """The soft search that is unrolled."""
+    temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
+    """How its temperature moves."""
     restart: float = 0.6
     """token: the probability, a sentence and step, that the beam starts anew from the reference's prefix; a
     soft roll-out has a geometric length of mean 1 / restart."""
@@ -56,14 +89,22 @@ class SoftBeamConfig:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give 0 or more")
 
 
-class SoftBeam:
-    """The objective. Its operator is any differentiable sorted top-k of the signature of `nmt.topk`."""
+class SoftBeam(nn.Module):
+    """The objective; its only parameter is a learned temperature, where that is asked for.
+
+    Args:
+        config: its settings.
+        operator: any differentiable sorted top-k of the signature of `nmt.topk`.
+    """
 
     def __init__(self, config: SoftBeamConfig, operator: Operator = sorted_soft_topk) -> None:
+        super().__init__()
         self.config = config
         self.operator = operator
+        self.temperature = config.temperature.build(config.search.temperature)
 
-    def __call__(self, model: Seq2Seq, batch: Batch) -> Loss:
+    def forward(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
+        temperature = self.temperature(update)
         loss = TokenLoss(batch) if self.config.loss == "token" else BLEULoss(model, batch, self.config)
         longest = batch.target.shape[1]
         tokens = batch.target_lengths.sum()
@@ -91,6 +132,7 @@ class SoftBeam:
                 beam,
                 self.config.search,
                 self.operator,
+                temperature,
             )
             loss.observe(position, step)
             beam = step.after
@@ -102,6 +144,7 @@ class SoftBeam:
 
         value, figures = loss.finish(beam)
         figures["softness"] = torch.stack(softness).mean()
+        figures["temperature"] = torch.as_tensor(temperature).detach()
         nll, plain = smoothed_nll(
             model.project(torch.cat(gold_features, dim=1)),
             batch.target,

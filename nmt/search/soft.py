@@ -25,7 +25,7 @@ from nmt.search.beam import Beam, Candidates, expand, first_beam, log_normaliser
 from nmt.topk import sorted_soft_topk
 from nmt.tree import mix_slots
 
-Operator = Callable[[Tensor, int, float], Tensor]
+Operator = Callable[[Tensor, int, float | Tensor], Tensor]
 """(scores (..., C), k, temperature) -> soft indicators (..., C, k), column m that of the m-th best."""
 
 
@@ -38,7 +38,7 @@ class SoftSearchConfig:
     candidates: int = 16
     """Continuations that compete for the slots, C: the best of beam_size * vocabulary."""
     temperature: float = 0.3
-    """Of the SOFT top-k, in nats; 0.05 to 0.5 suits cumulative log-probabilities."""
+    """Of the SOFT top-k, in nats; 0.05 to 0.5 suits cumulative log-probabilities. Where a schedule starts."""
     damping: float = 0.1
     """Factor on the gradient of the weights where they mix states and embeddings (values unchanged). 1 is
     the plain chain rule, which is chaotic over many steps; 0 leaves the scores' gradient alone."""
@@ -99,11 +99,16 @@ def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
 
 
 def soft_select(
-    candidates: Candidates, slots: int, config: SoftSearchConfig, operator: Operator = sorted_soft_topk
+    candidates: Candidates,
+    slots: int,
+    config: SoftSearchConfig,
+    operator: Operator = sorted_soft_topk,
+    temperature: float | Tensor | None = None,
 ) -> SoftSelection:
-    """Chooses config.beam_size of the candidates softly; `slots` is the width of the beam before."""
+    """Chooses config.beam_size of the candidates softly; `slots` is the width of the beam before. The temperature is
+    that of the configuration unless it is given."""
     size = min(config.beam_size, candidates.scores.shape[1])
-    weights = operator(candidates.scores, size, config.temperature)
+    weights = operator(candidates.scores, size, config.temperature if temperature is None else temperature)
     rows, width = candidates.slots.shape
     membership = weights.new_zeros(rows, width, slots).scatter_(2, candidates.slots.unsqueeze(2), 1.0)
     return SoftSelection(candidates, weights, torch.bmm(weights.transpose(1, 2), membership))
@@ -137,13 +142,14 @@ def soft_advance(
     beam: Beam,
     config: SoftSearchConfig,
     operator: Operator = sorted_soft_topk,
+    temperature: float | Tensor | None = None,
 ) -> SoftStep:
     """Expands, selects and re-parents a beam whose slots the model has just advanced to `features` and
-    `state`."""
+    `state`; the last arguments as those of `soft_select`."""
     logits = model.project(features)
     normaliser = log_normaliser(logits)
     candidates = expand(model, logits, normaliser, beam, config.candidates)
-    selection = soft_select(candidates, beam.slots, config, operator)
+    selection = soft_select(candidates, beam.slots, config, operator, temperature)
     after = soft_reparent(model, selection, beam, state, config.damping)
     return SoftStep(beam, logits, normaliser, selection, after)
 

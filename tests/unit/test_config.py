@@ -10,7 +10,7 @@ from nmt.config import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from nmt.config_file import check_config_file, keys_of
 from nmt.errors import UserError
 from nmt.models import RNNsearchConfig
-from nmt.objectives import CrossEntropyConfig, SoftBeamConfig
+from nmt.objectives import CrossEntropyConfig, SoftBeamConfig, TemperatureConfig
 from nmt.search import SearchConfig, SoftSearchConfig
 from nmt.vocabulary import VocabularyConfig
 
@@ -43,6 +43,11 @@ IMPOSSIBLE = {
         "overrun": [-1],
         "sharpness": [-1.0],
         "cross_entropy": [-1.0],
+    },
+    ("soft_beam.temperature", TemperatureConfig): {
+        "schedule": ["cosine"],
+        "end": [0.0, -1.0, nan, math.inf],
+        "updates": [0],
     },
     ("soft_beam.search", SoftSearchConfig): {
         "beam_size": [0],

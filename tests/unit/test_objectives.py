@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from nmt.errors import UserError
-from nmt.objectives import CrossEntropy, CrossEntropyConfig, SoftBeam, SoftBeamConfig
+from nmt.objectives import CrossEntropy, CrossEntropyConfig, SoftBeam, SoftBeamConfig, TemperatureConfig
 from nmt.objectives.cross_entropy import smoothed_nll
 from nmt.objectives.objective import shifted
 from nmt.search import SoftSearchConfig, soft_beam_search
@@ -59,7 +59,9 @@ def test_cross_entropy_equals_sentence_by_sentence(tiny_model):
 def soft_config(loss, **options):
     search = {"beam_size": 3, "candidates": 8, "temperature": 0.4, "damping": 1.0}
     search |= {key: options.pop(key) for key in list(options) if key in search}
-    return SoftBeamConfig(**{"loss": loss, "search": SoftSearchConfig(**search), "label_smoothing": 0.0, **options})
+    moving = options.pop("moving", TemperatureConfig())
+    parts = {"search": SoftSearchConfig(**search), "temperature": moving}
+    return SoftBeamConfig(**{"loss": loss, **parts, "label_smoothing": 0.0, **options})
 
 
 def check_gradient(model, objective, batch, names):
@@ -250,6 +252,44 @@ def test_soft_losses_do_not_depend_on_the_batch(tiny_model, loss):
             for r in range(5)
         ]
     assert together == pytest.approx(sum(alone) / 5, abs=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["token", "expected_bleu"])
+def test_a_schedule_is_the_constant_temperature_of_each_update(tiny_model, loss):
+    model = tiny_model(vocabulary=14, scale=1.5)
+    batch = random_batch(4, 14, 6)
+    moving = TemperatureConfig(schedule="linear", end=0.1, updates=10)
+    annealed = SoftBeam(soft_config(loss, restart=0.0, temperature=0.5, moving=moving))
+    assert list(annealed.parameters()) == []
+    seen = []
+    for update, temperature in ((0, 0.5), (5, 0.3), (10, 0.1), (99, 0.1)):
+        found = annealed(model, batch, update)
+        wanted = SoftBeam(soft_config(loss, restart=0.0, temperature=temperature))(model, batch)
+        assert float(found.figures["temperature"]) == pytest.approx(temperature)
+        torch.testing.assert_close(found.value, wanted.value, rtol=1e-6, atol=1e-7)
+        seen.append(float(found.value))
+    assert seen[0] != seen[1] != seen[2] == seen[3]
+
+
+@pytest.mark.parametrize("loss", ["token", "expected_bleu"])
+def test_the_gradient_of_a_learned_temperature(tiny_model, loss):
+    model = tiny_model(vocabulary=14, seed=2, scale=1.5).double()
+    batch = random_batch(4, 14, 6, seed=3)
+    learned = SoftBeam(soft_config(loss, restart=0.3, moving=TemperatureConfig(schedule="learned"))).double()
+
+    def value():
+        torch.manual_seed(5)
+        return learned(model, batch).value
+
+    (parameter,) = learned.parameters()
+    assert float(parameter.detach().exp()) == pytest.approx(0.4)
+    (slope,) = torch.autograd.grad(value(), parameter)
+    with torch.no_grad():
+        parameter += 1e-6
+        above = value().item()
+        parameter -= 2e-6
+        below = value().item()
+    assert slope.item() == pytest.approx((above - below) / 2e-6, rel=1e-5) and abs(slope.item()) > 1e-4
 
 
 def test_shifted_begins_with_bos(tiny_model):

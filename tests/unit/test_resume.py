@@ -47,6 +47,12 @@ CASES = {
     "plateau": {"optimizer.schedule": "plateau", "optimizer.plateau_patience": 0, "optimizer.warmup": 2},
     "accumulate": {"trainer.accumulate": 2},
     "token": {"objective": "soft_beam", "soft_beam.loss": "token"},
+    "annealed": {
+        "objective": "soft_beam",
+        "soft_beam.temperature.schedule": "linear",
+        "soft_beam.temperature.updates": 9,
+    },
+    "learned": {"objective": "soft_beam", "soft_beam.temperature.schedule": "learned"},
     "expected_bleu": {"objective": "soft_beam", "soft_beam.loss": "expected_bleu", "trainer.accumulate": 2},
 }
 
