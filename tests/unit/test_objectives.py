@@ -267,7 +267,7 @@ def test_a_schedule_is_the_constant_temperature_of_each_update(tiny_model, loss)
         wanted = SoftBeam(soft_config(loss, restart=0.0, temperature=temperature))(model, batch)
         assert float(found.figures["temperature"]) == pytest.approx(temperature)
         torch.testing.assert_close(found.value, wanted.value, rtol=1e-6, atol=1e-7)
-        seen.append(float(found.value))
+        seen.append(found.value.item())
     assert seen[0] != seen[1] != seen[2] == seen[3]
 
 

@@ -372,8 +372,8 @@ def test_a_loss_that_is_no_number_ends_the_run(small_corpus, tmp_path, monkeypat
     before = (tmp_path / "last.ckpt").read_bytes()
     original = CrossEntropy.__call__
 
-    def diverge(self, model, batch):
-        value, figures = original(self, model, batch)
+    def diverge(self, model, batch, update):
+        value, figures = original(self, model, batch, update)
         return value * math.nan, figures
 
     monkeypatch.setattr(CrossEntropy, "__call__", diverge)
