@@ -271,12 +271,12 @@ def pull_lean(
             b[these] += ranked_rest.pull_sums(weights, _to_anchors(g_rest[these], weights))[0]
             moment[these] += ranked_rest.masses(weights)[1]
         product = p * g_last
-        moment[:, 0, 0] += p.sum(-1, dtype=torch.float64)
-        b[:, 0] += product.sum(-1, dtype=torch.float64)
+        moment[:, 0, 0] += p.sum(-1)
+        b[:, 0] += product.sum(-1)
         if of_temperature:
             log_p = torch.where(p > 0, p, 1.0).log()
-            direct = direct + (product * log_p).sum(-1, dtype=torch.float64)
-            through[:, 0] += (p * log_p).sum(-1, dtype=torch.float64)
+            direct = direct + (product * log_p).sum(-1)
+            through[:, 0] += (p * log_p).sum(-1)
     y = balance(b, moment)
     of_best = of_scores(best.e, y, solved.plan)
     to_T = (y * through).sum(-1) - direct if of_temperature else torch.zeros_like(direct)
