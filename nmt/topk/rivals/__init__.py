@@ -58,13 +58,14 @@ def _row(operator: Callable[..., Tensor], ranked: bool, properties: str, cost: s
 
 # Properties in the order of the fields: sums, bounded, exact, equivariant, deterministic.
 OPERATORS: dict[str, Guarantee] = {
-    "soft_topk": _row(soft_topk, False, "+ + + + +", "O(n + i k)", "O(n)"),
-    "sorted_soft_topk": _row(sorted_soft_topk, True, "+ + + + +", "O(n k + i k^3)", "O(n k)"),
+    "soft_topk": _row(soft_topk, False, "+ + + + +", "O(n + i k), soft rows O(n i)", "O(n)"),
+    "sorted_soft_topk": _row(sorted_soft_topk, True, "+ + + + +", "O(n k + i k^3), soft rows O(i n k^2)", "O(n k)"),
     "sinkhorn_topk": _row(sinkhorn_topk, False, "- + - + +", "O(n i)", "O(n i)"),
     "sorted_sinkhorn_topk": _row(sorted_sinkhorn_topk, True, "- + - + +", "O(n k i)", "O(n k i)"),
     "neural_sort": _row(neural_sort, True, "+ - + + +", "O(n^2)", "O(n^2)"),
     "soft_sort": _row(soft_sort, True, "+ - + + +", "O(n k)", "O(n k)"),
     "sinkhorn_sort": _row(sinkhorn_sort, True, "+ - - + +", "O(n^2 i)", "O(n^2 i)"),
+    "sinkhorn_rank_topk": _row(sinkhorn_rank_topk, False, "- + - + +", "O(n i)", "O(n i)"),
     "relax_subsample": _row(relax_subsample, False, "+ - - - -", "O(n k)", "O(n k)"),
     "successive_softmax": _row(successive_softmax, True, "+ - + + +", "O(n k)", "O(n k)"),
     "soft_k_argmax": _row(soft_k_argmax, True, "+ - + + +", "O(n k)", "O(n k)"),
