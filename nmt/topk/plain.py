@@ -110,10 +110,8 @@ def solve_rows(
     if rest is None:
         u = solve(offsets, None, tolerance, iterations)
         return Solution(order, offsets.z - u, offsets.free, _solution(offsets, u), None, None)
-    # From u to that of the reference of the rest; 0 in a row with fewer finite scores than k.
-    shift = (offsets.middle - rest.reference) / t
-    if offsets.free is not None:
-        shift = shift.where(offsets.free, 0.0)
+    # From u to that of the reference of the rest; 0 where the rest weighs nothing, as its reference may be none.
+    shift = ((offsets.middle - rest.reference) / t).where(rest.sums > 0, 0.0)
     log_mass = rest.sums.log().sub_(shift)
     u = solve(offsets, lambda u: ((log_mass - u).exp_(), None), tolerance, iterations)
     coarse = log_mass.add_(offsets.z[:, -1:]).sub_(u, alpha=2) > log_limit(rows, most)

@@ -117,8 +117,8 @@ def solve_rows(
     if rest is None:
         u = solve(offsets, None, tolerance, iterations)
         return Solution(order, *_trim(plan_of(offsets, u), finite, order), torch.stack((middles, u), 1).nan_to_num_())
-    # From u to that of the reference of the rest; 0 where a slot stays empty, and the rest with it.
-    shift = ((middles - rest.reference) / t).nan_to_num_(0.0, 0.0, 0.0)
+    # From u to that of the reference of the rest; 0 where the rest weighs nothing, as its reference may be none.
+    shift = ((middles - rest.reference) / t).where(rest.sums > 0, 0.0)
     log_mass = rest.sums.log() - shift[:, :1]
 
     def cheap(u: Tensor) -> tuple[Tensor, Tensor]:
