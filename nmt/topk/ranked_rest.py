@@ -25,7 +25,7 @@ def powers_of(e: Tensor, k: int) -> Tensor:
 
 def weights_of(powers: Tensor, steps: Tensor) -> Tensor:
     """p (rows, k, m) from the powers and steps (rows, k), (reference - tau_j) / T for j = 1..k."""
-    p = powers * steps.cumsum(1).clamp(-_FAR, _FAR).exp().to(powers.dtype).unsqueeze(2)
+    p = powers * steps.cumsum(1).clamp(max=_FAR).exp().to(powers.dtype).unsqueeze(2)
     return p.mul_((1 + p.sum(1, keepdim=True)).reciprocal_())
 
 

@@ -144,3 +144,27 @@ def test_gradients_have_the_dtype_of_their_argument():
     sorted_soft_topk(x, 3, T)[..., 0].square().sum().backward()
     assert x.grad.dtype == torch.bfloat16 and T.grad.dtype == torch.float32
     assert float(x.grad.abs().max()) > 0 and float(T.grad) != 0
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("kind", ["normal", "ties", "close", "huge", "masks", "offset"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 2e-5)])
+def test_odd_rows_with_a_rest(monkeypatch, operator, kind, dtype, tolerance):
+    generator = torch.Generator().manual_seed(len(kind))
+    for case in range(30):
+        k, n = (1, 2, 3, 5, 12)[case % 5], (130, 200, 333)[case % 3]
+        scale, T = 10 ** (torch.rand(2, generator=generator, dtype=torch.float64) * 11 - 8)
+        x = torch.randn(3, n, generator=generator, dtype=torch.float64) * scale * 1e4
+        if kind == "ties":
+            x = (x / scale / 1e4).round()
+        elif kind == "close":
+            x = x / scale / 1e4 * T
+        elif kind == "huge":
+            x[0, case], x[1, ::2] = 1e30, -1e30
+        elif kind == "masks":
+            x[0, k - 1 :], x[1, k + 1 :] = -torch.inf, -torch.inf
+        elif kind == "offset":
+            x = x + 1e6
+        screened, full, _ = _both(monkeypatch, operator, x.to(dtype), k, T)
+        for a, b, unit in zip(screened, full, (1, T, T), strict=True):
+            assert float((a - b).abs().max() * unit) < tolerance * (1 if unit == 1 else 300)
