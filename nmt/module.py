@@ -14,7 +14,7 @@ from nmt.data_module import TranslationData
 from nmt.errors import UserError
 from nmt.evaluation import Score, bleu
 from nmt.objectives import CrossEntropy, Objective, SoftBeam
-from nmt.objectives.cross_entropy import smoothed_nll
+from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import shifted
 from nmt.search import beam_search
 
@@ -85,7 +85,7 @@ class TranslationModule(pl.LightningModule):
         features = self.model.teacher_force(
             shifted(self.model, batch.target), self.model.encode(batch.source, batch.source_lengths)
         )
-        nll = smoothed_nll(self.model.project(features), batch.target, self.model.padding, 0.0)[1]
+        nll = forced_nll(self.model, features, batch.target, 0.0)[1]
         self.dev_nll += nll.double()
         self.dev_tokens += int(batch.target_lengths.sum())
 

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from nmt.errors import UserError
 from nmt.models.attention import AdditiveAttention
+from nmt.models.recurrence import run_bidirectional_gru
 from nmt.models.seq2seq import Advance, Seq2Seq
 from nmt.vocabulary import BOS, EOS, PAD
 
@@ -130,14 +131,16 @@ class RNNsearch(Seq2Seq):
         embedded = self.dropout(self.source_embedding(source))
         # Packing keeps padding out of the backward direction; it wants the lengths on the CPU.
         packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        values, final = self.encoder(packed)
-        values, _ = pad_packed_sequence(values, batch_first=True, total_length=source.shape[1])
-        if isinstance(final, tuple):
-            final = final[0]
+        if isinstance(self.encoder, nn.GRU) and source.device.type == "cpu" and torch.is_grad_enabled():
+            outputs, first = run_bidirectional_gru(self.encoder, packed)
+        else:
+            outputs, final = self.encoder(packed)
+            first = (final[0] if isinstance(final, tuple) else final)[-1]
+        values, _ = pad_packed_sequence(outputs, batch_first=True, total_length=source.shape[1])
         positions = torch.arange(source.shape[1], device=source.device)
         mask = positions.unsqueeze(0) < lengths.to(source.device).unsqueeze(1)
         values = self.dropout(values)
-        return Memory(values, self.attention.keys(values), mask, final[-1])
+        return Memory(values, self.attention.keys(values), mask, first)
 
     def start(self, memory: Memory) -> tuple[tuple[Tensor, ...], ...]:
         hidden = torch.tanh(self.initial(memory.summary)).unsqueeze(1)

@@ -34,40 +34,53 @@ class _SmoothedNLL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, gold: Tensor, keep: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, gold: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
         x = logits.to(torch.promote_types(logits.dtype, torch.float32))
         z = x.logsumexp(dim=1)
         right = x.gather(1, gold.unsqueeze(1)).squeeze(1)
         loss = z - (1 - smoothing) * right
         if smoothing:
             loss -= smoothing * x.mean(dim=1)
-        ctx.save_for_backward(logits, gold, keep, z)
+        ctx.save_for_backward(logits, gold, z)
         ctx.smoothing = smoothing
-        return (loss * keep).sum(), ((z - right) * keep).sum()
+        return loss.sum(), (z - right).sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, gold, keep, z = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        logits, gold, z = ctx.saved_tensors
         result = (logits - z.unsqueeze(1)).exp_()
         if ctx.smoothing:
             result -= ctx.smoothing / logits.shape[1]
         result.scatter_add_(1, gold.unsqueeze(1), result.new_full((len(gold), 1), ctx.smoothing - 1))
-        result *= (grad * keep).unsqueeze(1)
-        return result.to(logits.dtype), None, None, None
+        result *= grad
+        return result.to(logits.dtype), None, None
 
 
-def smoothed_nll(logits: Tensor, target: Tensor, padding: int, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Sums, in nats, over the tokens of `target` that are not padding: the smoothed loss, which carries the
-    gradient, and the plain negative log-likelihood, which does not.
+def smoothed_nll(logits: Tensor, gold: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Sums, in nats, over tokens: the smoothed loss, which carries the gradient, and the plain negative
+    log-likelihood, which does not.
 
     Args:
-        logits: (..., vocabulary).
-        target: (...).
+        logits: (tokens, vocabulary).
+        gold: (tokens,).
     """
-    flat, gold = logits.flatten(0, -2), target.flatten()
-    loss, plain = _SmoothedNLL.apply(flat, gold, (gold != padding).to(flat.dtype), smoothing)
+    loss, plain = _SmoothedNLL.apply(logits, gold, smoothing)
     return loss, plain.detach()
+
+
+def forced_nll(model: Seq2Seq, features: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """`smoothed_nll` of a batch; where the target is padding no logits are made.
+
+    Args:
+        model: whose `project` gives the logits.
+        features: (batch, target length, features) of `teacher_force`.
+        target: (batch, target length).
+    """
+    flat = target.flatten()
+    kept = (flat != model.padding).nonzero().squeeze(1)
+    logits = model.project(features.flatten(0, 1).index_select(0, kept))
+    return smoothed_nll(logits, flat[kept], smoothing)
 
 
 class CrossEntropy:
@@ -79,6 +92,6 @@ class CrossEntropy:
     def __call__(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
         memory = model.encode(batch.source, batch.source_lengths)
         features = model.teacher_force(shifted(model, batch.target), memory)
-        loss, plain = smoothed_nll(model.project(features), batch.target, model.padding, self.config.label_smoothing)
+        loss, plain = forced_nll(model, features, batch.target, self.config.label_smoothing)
         tokens = batch.target_lengths.sum().to(loss.dtype)
         return Loss(loss / tokens, {"nll": plain / tokens})

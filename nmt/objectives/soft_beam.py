@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
-from nmt.objectives.cross_entropy import smoothed_nll
+from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.soft_bleu import count_reference, soft_bleu
 from nmt.search.beam import Beam, first_beam
@@ -145,12 +145,7 @@ class SoftBeam(nn.Module):
         value, figures = loss.finish(beam)
         figures["softness"] = torch.stack(softness).mean()
         figures["temperature"] = torch.as_tensor(temperature).detach()
-        nll, plain = smoothed_nll(
-            model.project(torch.cat(gold_features, dim=1)),
-            batch.target,
-            model.padding,
-            self.config.label_smoothing,
-        )
+        nll, plain = forced_nll(model, torch.cat(gold_features, dim=1), batch.target, self.config.label_smoothing)
         figures["nll"] = plain / tokens
         return Loss(value + self.config.cross_entropy * nll / tokens, figures)
 

@@ -4,10 +4,13 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from nmt.errors import UserError
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.models.attention import AdditiveAttention
+from nmt.models.recurrence import run_bidirectional_gru
 from nmt.objectives.objective import shifted
 from tests.conftest import random_batch
 from tests.unit.test_tree import leaves
@@ -50,6 +53,28 @@ def test_every_variant_is_forced_as_it_steps_and_ignores_padding(tiny_model, var
             alone = model.encode(batch.source[row : row + 1, : int(length)], length)
             found = model.project(model.teacher_force(tokens[row : row + 1], alone))
             torch.testing.assert_close(found, forced[row : row + 1])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_our_gru_is_torchs(layers):
+    torch.manual_seed(3)
+    gru = nn.GRU(5, 4, num_layers=layers, bidirectional=True, batch_first=True)
+    values = torch.randn(6, 7, 5)
+    lengths = torch.tensor([3, 7, 1, 7, 2, 5])
+    found = []
+    for ours in (False, True):
+        gru.zero_grad()
+        inputs = values.clone().requires_grad_()
+        packed = pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
+        if ours:
+            outputs, first = run_bidirectional_gru(gru, packed)
+        else:
+            outputs, final = gru(packed)
+            first = final[-1]
+        padded = pad_packed_sequence(outputs, batch_first=True)[0]
+        (padded.square().sum() + first.sum()).backward()
+        found.append([padded, first, inputs.grad, *[p.grad.clone() for p in gru.parameters()]])
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_the_model_reads_all_of_the_source_and_of_the_prefix(tiny_model):
