@@ -6,7 +6,7 @@ from typing import Literal
 
 from nmt.errors import UserError
 from nmt.models.rnnsearch import RNNsearchConfig
-from nmt.objectives import CrossEntropyConfig, SoftBeamConfig
+from nmt.objectives import BSOConfig, CrossEntropyConfig, MinRiskConfig, ScheduledSamplingConfig, SoftBeamConfig
 from nmt.search import SearchConfig
 from nmt.vocabulary import VocabularyConfig
 
@@ -140,9 +140,12 @@ class TrainConfig:
     """Seed of the weights, the order of the batches, dropout, and everything else."""
     data: DataConfig = field(default_factory=DataConfig)
     model: RNNsearchConfig = field(default_factory=RNNsearchConfig)
-    objective: Literal["cross_entropy", "soft_beam"] = "cross_entropy"
+    objective: Literal["cross_entropy", "scheduled_sampling", "min_risk", "bso", "soft_beam"] = "cross_entropy"
     """What is minimised; the section of that name holds its settings."""
     cross_entropy: CrossEntropyConfig = field(default_factory=CrossEntropyConfig)
+    scheduled_sampling: ScheduledSamplingConfig = field(default_factory=ScheduledSamplingConfig)
+    min_risk: MinRiskConfig = field(default_factory=MinRiskConfig)
+    bso: BSOConfig = field(default_factory=BSOConfig)
     soft_beam: SoftBeamConfig = field(default_factory=SoftBeamConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -151,7 +154,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_least("", self, 0, "seed")
-        _check_choice("", self, objective=("cross_entropy", "soft_beam"))
+        _check_choice("", self, objective=("cross_entropy", "scheduled_sampling", "min_risk", "bso", "soft_beam"))
         if not self.run:
             raise UserError("run is empty; give the folder of the run")
 

@@ -1,6 +1,7 @@
 """The Lightning module: one objective, one optimiser, and dev BLEU by beam search."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,7 +14,7 @@ from nmt.config import OptimizerConfig, TrainConfig
 from nmt.data_module import TranslationData
 from nmt.errors import UserError
 from nmt.evaluation import Score, bleu
-from nmt.objectives import CrossEntropy, Objective, SoftBeam
+from nmt.objectives import BSO, CrossEntropy, MinRisk, Objective, ScheduledSampling, SoftBeam
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import shifted
 from nmt.search import beam_search
@@ -21,9 +22,14 @@ from nmt.search import beam_search
 
 def make_objective(config: TrainConfig) -> Objective:
     """The objective that the configuration names."""
-    if config.objective == "soft_beam":
-        return SoftBeam(config.soft_beam)
-    return CrossEntropy(config.cross_entropy)
+    makers: dict[str, Callable[[], Objective]] = {
+        "cross_entropy": lambda: CrossEntropy(config.cross_entropy),
+        "scheduled_sampling": lambda: ScheduledSampling(config.scheduled_sampling),
+        "min_risk": lambda: MinRisk(config.min_risk),
+        "bso": lambda: BSO(config.bso),
+        "soft_beam": lambda: SoftBeam(config.soft_beam),
+    }
+    return makers[config.objective]()
 
 
 def learning_rate_factor(update: int, config: OptimizerConfig, max_steps: int) -> float:

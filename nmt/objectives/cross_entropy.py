@@ -1,15 +1,14 @@
 """Cross-entropy of the reference under teacher forcing."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
+from nmt.objectives.likelihood import weighted_log_likelihood
 from nmt.objectives.objective import Loss, shifted
 
 
@@ -25,38 +24,6 @@ class CrossEntropyConfig:
             raise UserError(f"cross_entropy.label_smoothing is {self.label_smoothing}; give a share from 0 up to 1")
 
 
-class _SmoothedNLL(torch.autograd.Function):
-    """(1 - s) * -log p(gold) + s * mean over v of -log p(v), one row at a time.
-
-    With z the log-sum-exp: z - (1 - s) x_gold - s mean(x). Kept for the backward pass are the logits, which
-    exist anyway, and z; the gradient softmax(x) - (1 - s) [gold] - s / V is made in one buffer. torch's own
-    label smoothing keeps a second copy of the size of the logits and walks it three more times.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, gold: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-        x = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        z = x.logsumexp(dim=1)
-        right = x.gather(1, gold.unsqueeze(1)).squeeze(1)
-        loss = z - (1 - smoothing) * right
-        if smoothing:
-            loss -= smoothing * x.mean(dim=1)
-        ctx.save_for_backward(logits, gold, z)
-        ctx.smoothing = smoothing
-        return loss.sum(), (z - right).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        logits, gold, z = ctx.saved_tensors
-        result = (logits - z.unsqueeze(1)).exp_()
-        if ctx.smoothing:
-            result -= ctx.smoothing / logits.shape[1]
-        result.scatter_add_(1, gold.unsqueeze(1), result.new_full((len(gold), 1), ctx.smoothing - 1))
-        result *= grad
-        return result.to(logits.dtype), None, None
-
-
 def smoothed_nll(logits: Tensor, gold: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Sums, in nats, over tokens: the smoothed loss, which carries the gradient, and the plain negative
     log-likelihood, which does not.
@@ -65,8 +32,11 @@ def smoothed_nll(logits: Tensor, gold: Tensor, smoothing: float) -> tuple[Tensor
         logits: (tokens, vocabulary).
         gold: (tokens,).
     """
-    loss, plain = _SmoothedNLL.apply(logits, gold, smoothing)
-    return loss, plain.detach()
+    rows = torch.arange(len(gold), device=gold.device)
+    ones = torch.ones_like(rows, dtype=torch.float32)
+    uniform = smoothing * ones if smoothing else None
+    likelihood, log_probability = weighted_log_likelihood(logits, rows, gold, (1 - smoothing) * ones, uniform)
+    return -likelihood, -log_probability.sum()
 
 
 def forced_nll(model: Seq2Seq, features: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:

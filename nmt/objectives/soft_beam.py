@@ -7,7 +7,7 @@ runs as one more slot of the same steps.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,10 @@ from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.soft_bleu import count_reference, soft_bleu
-from nmt.search.beam import Beam, first_beam
+from nmt.search.beam import Beam, first_beam, restart_beam
 from nmt.search.soft import Operator, SoftSearchConfig, SoftStep, soft_advance
 from nmt.topk import Constant, Exponential, Learned, Linear, Schedule, sorted_soft_topk
-from nmt.tree import join_slots, map_tree, split_slots, where_rows
+from nmt.tree import join_slots, split_slots
 
 
 @dataclass
@@ -137,7 +137,10 @@ class SoftBeam(nn.Module):
             loss.observe(position, step)
             beam = step.after
             if loss.restarts and position + 1 < longest:
-                beam = self._restart(beam, gold_state, gold_embeddings[position + 1])
+                # The reference's prefix, alone, in the beams that chance picks.
+                rows = torch.rand(beam.scores.shape[0], device=beam.scores.device) < self.config.restart
+                zero = torch.zeros_like(beam.scores[:, 0])
+                beam = restart_beam(beam, rows, gold_state, gold_embeddings[position + 1], zero)
             with torch.no_grad():
                 weights = step.selection.weights
                 softness.append((weights * (1 - weights)).sum(dim=(1, 2)) / weights.shape[2])
@@ -148,22 +151,6 @@ class SoftBeam(nn.Module):
         nll, plain = forced_nll(model, torch.cat(gold_features, dim=1), batch.target, self.config.label_smoothing)
         figures["nll"] = plain / tokens
         return Loss(value + self.config.cross_entropy * nll / tokens, figures)
-
-    def _restart(self, beam: Beam, gold_state: Any, gold_embedding: Tensor) -> Beam:
-        """Puts the reference's prefix, alone, into the beams that chance picks."""
-        rows = torch.rand(beam.scores.shape[0], device=beam.scores.device) < self.config.restart
-        first = torch.full_like(beam.scores, -torch.inf)
-        first[:, 0] = 0
-
-        def widen(leaf: Tensor) -> Tensor:
-            return leaf.expand(-1, beam.slots, *leaf.shape[2:])
-
-        return Beam(
-            state=where_rows(rows, map_tree(widen, gold_state), beam.state),
-            embedding=where_rows(rows, widen(gold_embedding), beam.embedding),
-            scores=where_rows(rows, first, beam.scores),
-            finished=where_rows(rows, torch.zeros_like(beam.finished), beam.finished),
-        )
 
 
 class TokenLoss:

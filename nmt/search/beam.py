@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nmt.models.seq2seq import Seq2Seq
+from nmt.tree import map_tree, where_rows
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,29 @@ def first_beam(model: Seq2Seq, memory: Any, rows: int) -> Beam:
     return Beam(state, embedding, scores, torch.zeros_like(scores))
 
 
+def restart_beam(beam: Beam, rows: Tensor, state: Any, embedding: Tensor, score: Tensor) -> Beam:
+    """The beam with one hypothesis, alone, in place of all slots of some sentences.
+
+    Args:
+        beam: the beam.
+        rows: (batch,), true where it begins anew.
+        state: of the hypothesis, a tree with leaves (batch, 1, ...).
+        embedding: (batch, 1, embedding), of its last token.
+        score: (batch,), its log-probability.
+    """
+
+    def widen(leaf: Tensor) -> Tensor:
+        return leaf.expand(-1, beam.slots, *leaf.shape[2:])
+
+    first = torch.arange(beam.slots, device=rows.device) == 0
+    return Beam(
+        state=where_rows(rows, map_tree(widen, state), beam.state),
+        embedding=where_rows(rows, widen(embedding), beam.embedding),
+        scores=where_rows(rows, torch.where(first, score.unsqueeze(1), -torch.inf), beam.scores),
+        finished=where_rows(rows, torch.zeros_like(beam.finished), beam.finished),
+    )
+
+
 def log_normaliser(logits: Tensor) -> Tensor:
     """log sum exp (batch, slots) of logits (batch, slots, vocabulary), in float32 at least."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=2)
@@ -99,17 +123,50 @@ def expand(
         if only_eos is not None:
             banned[..., :-1] |= only_eos.view(-1, 1, 1)
     log_probability = logits.gather(2, tokens).to(normaliser.dtype) - normaliser.unsqueeze(2)
-    going = 1 - beam.finished
-    open_ = going > 0
-    log_going = torch.where(open_, torch.where(open_, going, 1.0).log(), -torch.inf)
-    ended = torch.where(
-        beam.finished > 0,
-        (beam.finished + going * log_probability[..., -1].exp()).clamp_min(1e-30).log(),
-        log_probability[..., -1],
-    )
-    scores = torch.cat([log_probability[..., :-1] + log_going.unsqueeze(2), ended.unsqueeze(2)], dim=2)
+    going = _log_going(beam.finished).unsqueeze(2)
+    ended = _log_ended(log_probability[..., -1], beam.finished).unsqueeze(2)
+    scores = torch.cat([log_probability[..., :-1] + going, ended], dim=2)
     scores = (scores + beam.scores.unsqueeze(2)).masked_fill(banned, -torch.inf).flatten(1)
     with torch.no_grad():
         order = scores.topk(min(size, scores.shape[1]), dim=1).indices
     width = tokens.shape[2]
     return Candidates(scores.gather(1, order), order // width, tokens.flatten(1).gather(1, order))
+
+
+def include(
+    model: Seq2Seq, candidates: Candidates, logits: Tensor, normaliser: Tensor, beam: Beam, slot: Tensor, token: Tensor
+) -> Candidates:
+    """The candidates with one that shall compete in any case; if it is not among them it takes the last one's place.
+
+    Args:
+        model, logits, normaliser, beam: as those of `expand`.
+        candidates: what `expand` gave.
+        slot, token: (batch,), the slot that is continued and the token that is added.
+    """
+    rows = torch.arange(len(slot), device=slot.device)
+    log_probability = logits[rows, slot, token].to(normaliser.dtype) - normaliser[rows, slot]
+    finished = beam.finished[rows, slot]
+    score = beam.scores[rows, slot] + torch.where(
+        token == model.eos, _log_ended(log_probability, finished), log_probability + _log_going(finished)
+    )
+    there = ((candidates.slots == slot.unsqueeze(1)) & (candidates.tokens == token.unsqueeze(1))).any(dim=1)
+    place = torch.arange(candidates.scores.shape[1], device=slot.device) == candidates.scores.shape[1] - 1
+    new = place & ~there.unsqueeze(1)
+    return Candidates(
+        torch.where(new, score.unsqueeze(1), candidates.scores),
+        torch.where(new, slot.unsqueeze(1), candidates.slots),
+        torch.where(new, token.unsqueeze(1), candidates.tokens),
+    )
+
+
+def _log_going(finished: Tensor) -> Tensor:
+    """log(1 - f), -inf where a slot has ended."""
+    going = 1 - finished
+    open_ = going > 0
+    return torch.where(open_, torch.where(open_, going, 1.0).log(), -torch.inf)
+
+
+def _log_ended(log_probability: Tensor, finished: Tensor) -> Tensor:
+    """log(f + (1 - f) p) of the log-probability of EOS."""
+    total = finished + (1 - finished) * log_probability.exp()
+    return torch.where(finished > 0, total.clamp_min(1e-30).log(), log_probability)

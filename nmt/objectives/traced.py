@@ -1,0 +1,147 @@
+"""Losses of a traced search: searched without a gradient, weighed on its scores alone, replayed where it matters.
+
+A loss whose states are those of the hard search depends on the model only through the log-probabilities of the
+candidates' tokens. So the search runs first, without a gradient and without dropout; the loss and its gradient G with
+respect to those log-probabilities are a matter of small tensors; and the model's gradient is that of
+sum G log p, for which only the prefixes with weight are decoded again, each once (`nmt.search.replay`).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nmt.batching import Batch
+from nmt.models.seq2seq import Seq2Seq
+from nmt.objectives.likelihood import weighted_log_likelihood
+from nmt.objectives.objective import Loss
+from nmt.objectives.prefix_bleu import PrefixBLEU
+from nmt.objectives.soft_bleu import count_reference
+from nmt.search.replay import replay
+from nmt.search.trace import Trace, TraceStep, trace_search
+from nmt.tree import map_tree, take_slots
+
+TraceLoss = Callable[[Trace, list[Tensor], list[Tensor]], tuple[Tensor, dict[str, Tensor]]]
+"""(trace, scores, values) -> the loss, differentiable in the scores, and figures. For each step (batch, C): the scores
+are those of the candidates, -inf where there is none; the values are their BLEU (see `PrefixBLEU.bleu`)."""
+
+
+def traced_loss(
+    model: Seq2Seq,
+    batch: Batch,
+    loss: TraceLoss,
+    *,
+    beam_size: int,
+    candidates: int,
+    alpha: float,
+    n_best: int,
+    overrun: int,
+    tolerance: float,
+    cross_entropy: float,
+    label_smoothing: float,
+) -> Loss:
+    """Searches, weighs, replays.
+
+    Args:
+        model, batch: what is trained on what.
+        loss: what is minimised.
+        beam_size, candidates, alpha, n_best: see `trace_search`.
+        overrun: tokens by which a hypothesis may be longer than its reference.
+        tolerance: weights below this share of the batch's largest are dropped; see `replay`.
+        cross_entropy, label_smoothing: of the cross-entropy (nats a token) that is added; the references' prefixes are
+            decoded with the others.
+    """
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        memory = model.encode(batch.source, batch.source_lengths)
+        limits = batch.target_lengths + overrun
+        trace = trace_search(model, memory, limits, beam_size, candidates, alpha=alpha, n_best=n_best)
+        values = candidate_values(trace, batch, model.eos)
+    model.train(training)
+
+    leaves, scores = cumulate(trace)
+    value, figures = loss(trace, scores, values)
+    weights = [
+        torch.zeros_like(leaf) if weight is None else weight
+        for leaf, weight in zip(leaves, torch.autograd.grad(value, leaves, allow_unused=True), strict=True)
+    ]
+    largest = max(float(weight.abs().amax()) for weight in weights)
+
+    memory = model.encode(batch.source, batch.source_lengths)
+    played = replay(model, memory, trace, weights, batch.target, batch.target_lengths, tolerance * largest)
+    inside = batch.target != model.padding
+    gold_rows, gold_tokens = played.gold[inside], batch.target[inside]
+    share = played.weights.new_full(gold_rows.shape, cross_entropy / len(gold_rows))
+    logits = model.project(played.features)
+    uniform = share.new_zeros(len(logits)).index_add_(0, gold_rows, share * -label_smoothing)
+    likelihood, log_probability = weighted_log_likelihood(
+        logits,
+        torch.cat([played.rows, gold_rows]),
+        torch.cat([played.tokens, gold_tokens]),
+        torch.cat([played.weights, share * -(1 - label_smoothing)]),
+        uniform,
+    )
+    weighed, gold = log_probability.split([len(played.rows), len(gold_rows)])
+    figures |= {"nll": -gold.mean(), "prefixes": torch.tensor(len(logits) / len(gold_rows))}
+    # The gradient is that of the likelihood; in the value the loss stands for its part of it.
+    return Loss(likelihood + (value.detach() - (played.weights * weighed).sum()), figures)
+
+
+def candidate_values(trace: Trace, batch: Batch, eos: int) -> list[Tensor]:
+    """For each step (batch, C): the BLEU of a candidate that has ended, the best BLEU within reach of another."""
+    scorer = PrefixBLEU(batch.target, count_reference(batch.target, batch.target_lengths - 1), eos)
+    matches = scorer.start()
+    values = []
+    for number, step in enumerate(trace.steps):
+        extended = scorer.extend(take_slots(matches, step.candidates.slots), step.candidates.tokens)
+        values.append(scorer.bleu(extended, step.ended))
+        width = trace.selected(number)
+        matches = map_tree(lambda leaf, width=width: leaf[:, :width], extended)
+    return values
+
+
+def cumulate(trace: Trace) -> tuple[list[Tensor], list[Tensor]]:
+    """The log-probabilities of the candidates' tokens as leaves, and the candidates' scores as their sums."""
+    leaves: list[Tensor] = []
+    scores: list[Tensor] = []
+    for number, step in enumerate(trace.steps):
+        leaf = step.log_probability.clone().requires_grad_()
+        leaves.append(leaf)
+        total = leaf
+        if number:
+            before = trace.steps[number - 1].candidates.scores > -torch.inf
+            open_ = torch.where(before, scores[-1], 0.0)[:, : trace.selected(number - 1)]
+            total = open_.gather(1, step.candidates.slots) + leaf
+        scores.append(torch.where(step.candidates.scores > -torch.inf, total, -torch.inf))
+    return leaves, scores
+
+
+def pool(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """All hypotheses that the search finished, (batch, hypotheses): log p / |y|^alpha, -inf where there is none, and
+    BLEU."""
+    found, bleu = [], []
+    for number, (step, score, value) in enumerate(zip(trace.steps, scores, values, strict=True)):
+        width = trace.selected(number)
+        ended = step.ended[:, :width]
+        found.append(torch.where(ended, score[:, :width] / float(number + 1) ** trace.alpha, -torch.inf))
+        bleu.append(value[:, :width])
+    return torch.cat(found, dim=1), torch.cat(bleu, dim=1)
+
+
+def pool_risk(
+    trace: Trace, scores: list[Tensor], values: list[Tensor], sharpness: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """1 - sum over the pool of softmax(sharpness * score) * BLEU, a mean over the sentences."""
+    ranked, bleu = pool(trace, scores, values)
+    there = ranked > -torch.inf
+    pi = (sharpness * ranked).softmax(dim=1)
+    risk = (1 - (pi * bleu).sum(dim=1)).mean()
+    best = bleu.masked_fill(~there, 0.0).amax(dim=1).mean()
+    first = bleu.gather(1, ranked.argmax(dim=1, keepdim=True)).mean()
+    return risk, {"risk": risk.detach(), "first_bleu": first, "best_bleu": best}
+
+
+def is_open(step: TraceStep) -> Tensor:
+    """(batch,), true where the sentence was still searched."""
+    return (step.candidates.scores > -torch.inf).any(dim=1)
