@@ -1,8 +1,9 @@
-"""Training through differentiable beam search: the losses on the soft search.
+"""Training through differentiable beam search.
 
-`token` asks the soft beam for the reference token at every step; `expected_bleu` unrolls the soft search
-freely and asks its slots for sentence BLEU. Each is mixed with cross-entropy, whose teacher-forced decoder
-runs as one more slot of the same steps.
+Two families of losses. `token`, `gold_in_beam` and `expected_bleu` unroll the soft search, whose states are mixtures
+(`nmt.search.soft`). `reachable_bleu` keeps the states of the hard search and lets SOFT top-k decide, softly, which
+candidates stay in the beam; a candidate is worth the BLEU that is still within its reach. Each is mixed with
+cross-entropy, whose prefixes are decoded in the same steps.
 """
 
 import math
@@ -17,11 +18,16 @@ from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
-from nmt.objectives.soft_bleu import count_reference, soft_bleu
-from nmt.search.beam import Beam, first_beam, restart_beam
-from nmt.search.soft import Operator, SoftSearchConfig, SoftStep, soft_advance
-from nmt.topk import Constant, Exponential, Learned, Linear, Schedule, sorted_soft_topk
+from nmt.objectives.soft_losses import BLEULoss, GoldInBeamLoss, SoftLoss, TokenLoss
+from nmt.objectives.traced import is_open, pool_risk, traced_loss
+from nmt.search.beam import first_beam, restart_beam
+from nmt.search.soft import Operator, SoftSearchConfig, soft_advance
+from nmt.search.trace import Trace
+from nmt.topk import Constant, Exponential, Learned, Linear, Schedule, soft_topk, sorted_soft_topk
 from nmt.tree import join_slots, split_slots
+
+# Scores are log p / |y|: their differences are a tenth of those of log p.
+RISK_SHARPNESS = 10.0
 
 
 @dataclass
@@ -59,9 +65,10 @@ class TemperatureConfig:
 class SoftBeamConfig:
     """The soft-beam objective."""
 
-    loss: Literal["token", "expected_bleu"] = "token"
-    """token: -log sum_l pi_l p_l(gold_t), pi the softmax of the slots' scores; expected_bleu: 1 - sum_l pi_l
-    BLEU_l at the end of a free search."""
+    loss: Literal["reachable_bleu", "token", "gold_in_beam", "expected_bleu"] = "reachable_bleu"
+    """reachable_bleu: 1 - the mean over steps and slots of the BLEU within reach of what SOFT top-k keeps of the hard
+    search; token: -log sum_l pi_l p_l(gold_t), pi the softmax of the slots' scores; gold_in_beam: -log of the soft
+    inclusion of the reference's prefix; expected_bleu: 1 - sum_l pi_l BLEU_l at the end of a free search."""
     search: SoftSearchConfig = field(default_factory=SoftSearchConfig)
     """The soft search that is unrolled."""
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
@@ -69,22 +76,31 @@ class SoftBeamConfig:
     restart: float = 0.6
     """token: the probability, a sentence and step, that the beam starts anew from the reference's prefix; a
     soft roll-out has a geometric length of mean 1 / restart."""
-    overrun: int = 3
-    """expected_bleu: steps that the search may take beyond the longest reference of the batch."""
+    overrun: int = 5
+    """expected_bleu: steps that the search may take beyond the longest reference of the batch; reachable_bleu: beyond
+    each reference."""
     sharpness: float = 1.0
     """expected_bleu: pi is the softmax of sharpness * score."""
+    risk: float = 1.0
+    """reachable_bleu: weight of the risk, 1 - sum of softmax(10 * score) * BLEU over the hypotheses that the search
+    finished, score = log p / |y|, that is added."""
+    tolerance: float = 0.01
+    """reachable_bleu: prefixes whose log-probabilities all weigh less than this share of the batch's largest weight
+    are not decoded again."""
     cross_entropy: float = 0.3
     """Weight of the cross-entropy that is added."""
     label_smoothing: float = 0.1
     """Label smoothing of that cross-entropy."""
 
     def __post_init__(self) -> None:
-        if self.loss not in ("token", "expected_bleu"):
-            raise UserError(f"soft_beam.loss is '{self.loss}'; choose token or expected_bleu")
-        for name, high in (("restart", 1.0), ("label_smoothing", 0.999)):
+        if self.loss not in ("reachable_bleu", "token", "gold_in_beam", "expected_bleu"):
+            raise UserError(
+                f"soft_beam.loss is '{self.loss}'; choose reachable_bleu, token, gold_in_beam or expected_bleu"
+            )
+        for name, high in (("restart", 1.0), ("tolerance", 1.0), ("label_smoothing", 0.999)):
             if not 0 <= getattr(self, name) <= high:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give a number from 0 to 1")
-        for name in ("overrun", "sharpness", "cross_entropy"):
+        for name in ("overrun", "sharpness", "risk", "cross_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give 0 or more")
 
@@ -94,18 +110,59 @@ class SoftBeam(nn.Module):
 
     Args:
         config: its settings.
-        operator: any differentiable sorted top-k of the signature of `nmt.topk`.
+        operator: any differentiable sorted top-k of the signature of `nmt.topk`; for reachable_bleu any top-k. None:
+            the SOFT one.
     """
 
-    def __init__(self, config: SoftBeamConfig, operator: Operator = sorted_soft_topk) -> None:
+    def __init__(self, config: SoftBeamConfig, operator: Operator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.operator = operator
+        self.operator = operator or (soft_topk if config.loss == "reachable_bleu" else sorted_soft_topk)
         self.temperature = config.temperature.build(config.search.temperature)
 
     def forward(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
         temperature = self.temperature(update)
-        loss = TokenLoss(batch) if self.config.loss == "token" else BLEULoss(model, batch, self.config)
+        if self.config.loss == "reachable_bleu":
+            found = self._reach(model, batch, temperature)
+        else:
+            found = self._unroll(model, batch, temperature)
+        found.figures["temperature"] = torch.as_tensor(temperature).detach()
+        return found
+
+    def _reach(self, model: Seq2Seq, batch: Batch, temperature: float | Tensor) -> Loss:
+        """The loss on the states of the hard search."""
+        config = self.config
+
+        def loss(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            reached, figures = reachable_bleu(trace, scores, values, self.operator, temperature)
+            risk, more = pool_risk(trace, scores, values, RISK_SHARPNESS)
+            return 1 - reached + config.risk * risk, figures | more
+
+        return traced_loss(
+            model,
+            batch,
+            loss,
+            beam_size=config.search.beam_size,
+            candidates=config.search.candidates,
+            alpha=1.0,
+            n_best=1,
+            overrun=config.overrun,
+            tolerance=config.tolerance,
+            cross_entropy=config.cross_entropy,
+            label_smoothing=config.label_smoothing,
+            temperature=temperature,
+        )
+
+    def _make_loss(self, model: Seq2Seq, batch: Batch) -> SoftLoss:
+        if self.config.loss == "token":
+            return TokenLoss(batch, self.config.restart)
+        if self.config.loss == "gold_in_beam":
+            return GoldInBeamLoss(model, batch)
+        return BLEULoss(model, batch, self.config.sharpness, self.config.overrun)
+
+    def _unroll(self, model: Seq2Seq, batch: Batch, temperature: float | Tensor) -> Loss:
+        """The losses on the soft search."""
+        loss = self._make_loss(model, batch)
         longest = batch.target.shape[1]
         tokens = batch.target_lengths.sum()
         memory = model.encode(batch.source, batch.source_lengths)
@@ -114,7 +171,7 @@ class SoftBeam(nn.Module):
         gold_features: list[Tensor] = []
         softness: list[Tensor] = []
         beam = first_beam(model, memory, batch.source.shape[0])
-        for position in range(loss.steps(longest, self.config)):
+        for position in range(loss.steps):
             # The reference's prefix is one more slot until it ends: one step serves both searches.
             led = position < longest
             embedding, state = beam.embedding, beam.state
@@ -133,12 +190,12 @@ class SoftBeam(nn.Module):
                 self.config.search,
                 self.operator,
                 temperature,
+                loss.required(position),
             )
             loss.observe(position, step)
             beam = step.after
-            if loss.restarts and position + 1 < longest:
-                # The reference's prefix, alone, in the beams that chance picks.
-                rows = torch.rand(beam.scores.shape[0], device=beam.scores.device) < self.config.restart
+            rows = loss.restarts(position)
+            if rows is not None and position + 1 < longest:
                 zero = torch.zeros_like(beam.scores[:, 0])
                 beam = restart_beam(beam, rows, gold_state, gold_embeddings[position + 1], zero)
             with torch.no_grad():
@@ -147,88 +204,33 @@ class SoftBeam(nn.Module):
 
         value, figures = loss.finish(beam)
         figures["softness"] = torch.stack(softness).mean()
-        figures["temperature"] = torch.as_tensor(temperature).detach()
         nll, plain = forced_nll(model, torch.cat(gold_features, dim=1), batch.target, self.config.label_smoothing)
         figures["nll"] = plain / tokens
         return Loss(value + self.config.cross_entropy * nll / tokens, figures)
 
 
-class TokenLoss:
-    """-log sum_l pi_l p_l(gold_t), a mean over the reference's tokens."""
+def reachable_bleu(
+    trace: Trace, scores: list[Tensor], values: list[Tensor], operator: Operator, temperature: float | Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean, over the steps of each sentence and over the k slots, of the values of the candidates that a soft
+    top-k keeps; the mean over the sentences.
 
-    restarts = True
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.parts: list[Tensor] = []
-
-    def steps(self, longest: int, config: SoftBeamConfig) -> int:
-        return longest
-
-    def observe(self, position: int, step: SoftStep) -> None:
-        gold = self.batch.target[:, position]
-        logits = step.logits.gather(2, gold.view(-1, 1, 1).expand(-1, step.logits.shape[1], 1)).squeeze(2)
-        mixture = step.before.scores.log_softmax(dim=1) + (logits - step.normaliser)
-        inside = self.batch.target_lengths > position
-        self.parts.append(-mixture.logsumexp(dim=1) * inside)
-
-    def finish(self, beam: Beam) -> tuple[Tensor, dict[str, Tensor]]:
-        value = torch.stack(self.parts).sum() / self.batch.target_lengths.sum()
-        return value, {"soft_nll": value.detach()}
-
-
-class BLEULoss:
-    """1 - sum_l pi_l BLEU_l, a mean over the sentences.
-
-    Matches, like any state, follow the slots' parents: M'_m = sum_l R_ml M_l. That recursion is linear, so
-    it is run once, backwards, over the steps kept: O(k^2) products a step instead of moving all rows of M at
-    every step.
+    Args:
+        trace, scores, values: see `nmt.objectives.traced.TraceLoss`.
+        operator: a soft top-k; where its result has a column a slot, the columns' sum is what it keeps.
+        temperature: of the operator, in nats.
     """
-
-    restarts = False
-
-    def __init__(self, model: Seq2Seq, batch: Batch, config: SoftBeamConfig) -> None:
-        self.eos = model.eos
-        self.sharpness = config.sharpness
-        lengths = batch.target_lengths - 1
-        self.reference = count_reference(batch.target, lengths)
-        positions = torch.arange(batch.target.shape[1], device=batch.target.device)
-        self.target = batch.target.masked_fill(positions >= lengths.unsqueeze(1), -1)
-        self.parents: list[Tensor] = []
-        self.rows: list[Tensor] = []
-
-    def steps(self, longest: int, config: SoftBeamConfig) -> int:
-        return longest + config.overrun
-
-    def observe(self, position: int, step: SoftStep) -> None:
-        candidates, weights, parents = step.selection
-        matches = (candidates.tokens.unsqueeze(2) == self.target.unsqueeze(1)).to(weights.dtype)
-        grows = (candidates.tokens != self.eos).to(weights.dtype).unsqueeze(2)
-        # The last column counts the token itself, so that lengths travel with the matches.
-        seen = torch.cat([matches, grows], dim=2)
-        going = 1 - step.before.finished.gather(1, candidates.slots)
-        self.rows.append(torch.bmm(weights.transpose(1, 2), going.unsqueeze(2) * seen))
-        self.parents.append(parents)
-
-    def matches(self) -> tuple[Tensor, Tensor]:
-        """M (batch, slots, steps, reference length) and lengths (batch, slots) of the final slots."""
-        slots = self.parents[-1].shape[1]
-        descent = torch.eye(slots, device=self.rows[-1].device, dtype=self.rows[-1].dtype)
-        descent = descent.expand(self.rows[-1].shape[0], slots, slots)
-        rows: list[Tensor] = []
-        for row, parents in zip(reversed(self.rows), reversed(self.parents), strict=True):
-            rows.append(torch.bmm(descent, row))
-            descent = torch.bmm(descent, parents)
-        everything = torch.stack(rows[::-1], dim=2)
-        return everything[..., :-1], everything[..., -1].sum(dim=2)
-
-    def finish(self, beam: Beam) -> tuple[Tensor, dict[str, Tensor]]:
-        match, length = self.matches()
-        bleu = soft_bleu(match, length, self.reference)
-        pi = (self.sharpness * beam.scores).softmax(dim=1)
-        value = 1 - (pi * bleu).sum(dim=1).mean()
-        return value, {
-            "soft_bleu": 1 - value.detach(),
-            "best_slot_bleu": bleu.detach().amax(dim=1).mean(),
-            "finished": beam.finished.detach().mean(),
-        }
+    total = torch.zeros_like(scores[0][:, 0])
+    steps = torch.zeros_like(total)
+    softness = torch.zeros_like(total)
+    for step, score, value in zip(trace.steps, scores, values, strict=True):
+        live = is_open(step)
+        size = min(trace.beam_size, score.shape[1])
+        kept = operator(torch.where(live.unsqueeze(1), score, 0.0), size, temperature)
+        if kept.dim() > score.dim():
+            kept = kept.sum(dim=-1)
+        total = total + torch.where(live, (kept * value).sum(dim=1) / size, 0.0)
+        softness += torch.where(live, (kept * (1 - kept)).detach().sum(dim=1) / size, 0.0)
+        steps += live
+    reached = (total / steps).mean()
+    return reached, {"reached_bleu": reached.detach(), "softness": (softness / steps).mean()}

@@ -39,6 +39,7 @@ def traced_loss(
     tolerance: float,
     cross_entropy: float,
     label_smoothing: float,
+    temperature: float | Tensor = 0.0,
 ) -> Loss:
     """Searches, weighs, replays.
 
@@ -50,6 +51,7 @@ def traced_loss(
         tolerance: weights below this share of the batch's largest are dropped; see `replay`.
         cross_entropy, label_smoothing: of the cross-entropy (nats a token) that is added; the references' prefixes are
             decoded with the others.
+        temperature: what `loss` depends on besides; if it is learned, the result's gradient reaches it.
     """
     training = model.training
     model.eval()
@@ -62,10 +64,9 @@ def traced_loss(
 
     leaves, scores = cumulate(trace)
     value, figures = loss(trace, scores, values)
-    weights = [
-        torch.zeros_like(leaf) if weight is None else weight
-        for leaf, weight in zip(leaves, torch.autograd.grad(value, leaves, allow_unused=True), strict=True)
-    ]
+    learned = [temperature] if isinstance(temperature, Tensor) and temperature.requires_grad else []
+    slopes = torch.autograd.grad(value, [*leaves, *learned], allow_unused=True)
+    weights = [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=False)]
     largest = max(float(weight.abs().amax()) for weight in weights)
 
     memory = model.encode(batch.source, batch.source_lengths)
@@ -85,7 +86,11 @@ def traced_loss(
     weighed, gold = log_probability.split([len(played.rows), len(gold_rows)])
     figures |= {"nll": -gold.mean(), "prefixes": torch.tensor(len(logits) / len(gold_rows))}
     # The gradient is that of the likelihood; in the value the loss stands for its part of it.
-    return Loss(likelihood + (value.detach() - (played.weights * weighed).sum()), figures)
+    total = likelihood + (value.detach() - (played.weights * weighed).sum())
+    for tensor, slope in zip(learned, slopes[len(leaves) :], strict=True):
+        if slope is not None:
+            total = total + slope * (tensor - tensor.detach())
+    return Loss(total, figures)
 
 
 def candidate_values(trace: Trace, batch: Batch, eos: int) -> list[Tensor]:

@@ -68,9 +68,9 @@ def replay(
     for step in range(max(len(trace.steps), longest)):
         slots = needed[step] if step < len(trace.steps) else nothing
         led = gold_lengths > step
-        parents, tokens = None, None
+        parents, reads = None, None
         if step:
-            parents, tokens, gold_slot = _origins(trace, step, slots.shape[1], gold_slot, gold)
+            parents, reads, gold_slot = _origins(trace, step, slots.shape[1], gold_slot, gold)
         slots = torch.cat([slots, nothing], dim=1)
         slots = slots.scatter(1, gold_slot, slots.gather(1, gold_slot) | led.unsqueeze(1))
         width = slots.sum(dim=1)
@@ -78,9 +78,9 @@ def replay(
         if widest == 0:
             break
         kept = slots.int().argsort(dim=1, descending=True, stable=True)[:, :widest]
-        if parents is not None and tokens is not None:
+        if parents is not None and reads is not None:
             state = take_slots(state, places.gather(1, parents.gather(1, kept)))
-            read = tokens.gather(1, kept)
+            read = reads.gather(1, kept)
         advanced = model.advance(model.embed(read), state, memory)
         state = advanced.state
         # A sentence with fewer prefixes than the widest leaves places that nobody asks for.
@@ -93,10 +93,10 @@ def replay(
             gold_nodes[:, step] = torch.where(led, nodes.gather(1, gold_slot).squeeze(1), -1)
         if step < len(trace.steps):
             candidates, chosen = trace.steps[step].candidates, heavy[step]
-            queries.append(
-                (nodes.gather(1, candidates.slots)[chosen], candidates.tokens[chosen], weights[step][chosen])
-            )
-    return Replay(torch.cat(features), *(torch.cat(part) for part in zip(*queries, strict=True)), gold_nodes)
+            asked = nodes.gather(1, candidates.slots)[chosen]
+            queries.append((asked, candidates.tokens[chosen], weights[step][chosen]))
+    asked, tokens, wanted = (torch.cat(part) for part in zip(*queries, strict=True))
+    return Replay(torch.cat(features), asked, tokens, wanted, gold_nodes)
 
 
 def _needed(trace: Trace, heavy: Sequence[Tensor]) -> list[Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
-from nmt.search.beam import Beam, Candidates, expand, first_beam, log_normaliser
+from nmt.search.beam import Beam, Candidates, expand, first_beam, include, log_normaliser
 from nmt.topk import sorted_soft_topk
 from nmt.tree import mix_slots
 
@@ -143,12 +143,17 @@ def soft_advance(
     config: SoftSearchConfig,
     operator: Operator = sorted_soft_topk,
     temperature: float | Tensor | None = None,
+    required: tuple[Tensor, Tensor] | None = None,
 ) -> SoftStep:
-    """Expands, selects and re-parents a beam whose slots the model has just advanced to `features` and
-    `state`; the last arguments as those of `soft_select`."""
+    """Expands, selects and re-parents a beam whose slots the model has just advanced to `features` and `state`.
+
+    Operator and temperature are as those of `soft_select`; `required` is a slot and a token, (batch,) each, that
+    compete in any case."""
     logits = model.project(features)
     normaliser = log_normaliser(logits)
     candidates = expand(model, logits, normaliser, beam, config.candidates)
+    if required is not None:
+        candidates = include(model, candidates, logits, normaliser, beam, *required)
     selection = soft_select(candidates, beam.slots, config, operator, temperature)
     after = soft_reparent(model, selection, beam, state, config.damping)
     return SoftStep(beam, logits, normaliser, selection, after)
