@@ -62,11 +62,15 @@ def traced_loss(
         values = candidate_values(trace, batch, model.eos)
     model.train(training)
 
-    leaves, scores = cumulate(trace)
-    value, figures = loss(trace, scores, values)
-    learned = [temperature] if isinstance(temperature, Tensor) and temperature.requires_grad else []
-    slopes = torch.autograd.grad(value, [*leaves, *learned], allow_unused=True)
-    weights = [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=False)]
+    # Under no_grad, too: the value of the loss needs the weights.
+    with torch.enable_grad():
+        leaves, scores = cumulate(trace)
+        value, figures = loss(trace, scores, values)
+        learned = [temperature] if isinstance(temperature, Tensor) and temperature.requires_grad else []
+        slopes = torch.autograd.grad(value, [*leaves, *learned], allow_unused=True)
+        weights = [
+            torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=False)
+        ]
     largest = max(float(weight.abs().amax()) for weight in weights)
 
     memory = model.encode(batch.source, batch.source_lengths)

@@ -1,0 +1,286 @@
+"""The traced search against the decoder's, its replay against plain decoding, its losses against slow references."""
+
+import math
+
+import pytest
+import torch
+
+from nmt.objectives import MinRisk, MinRiskConfig, SoftBeam, SoftBeamConfig, TemperatureConfig
+from nmt.objectives.likelihood import weighted_log_likelihood
+from nmt.objectives.objective import shifted
+from nmt.objectives.traced import candidate_values, cumulate, pool
+from nmt.search import SearchConfig, SoftSearchConfig, beam_search
+from nmt.search.replay import replay
+from nmt.search.trace import trace_search
+from nmt.topk import hard_topk, sorted_soft_topk
+from tests.conftest import random_batch
+from tests.unit.test_objectives import NAMES, check_gradient
+from tests.unit.test_prefix_bleu import within_reach
+from tests.unit.test_soft_bleu import sacre
+
+EOS = 3
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model(vocabulary=13, seed=2, scale=1.5).double()
+
+
+@pytest.fixture
+def batch(model):
+    """References of which some are what the search finds, so that the beam holds them."""
+    batch = random_batch(6, 13, 7, seed=3)
+    found = beam_search(model, batch.source, batch.source_lengths, SearchConfig(beam_size=4, n_best=4))
+    for row in range(3):
+        tokens = found[row][row].tokens[:6]
+        batch.target[row] = 0
+        batch.target[row, : len(tokens) + 1] = torch.tensor([*tokens, EOS])
+        batch.target_lengths[row] = len(tokens) + 1
+    return batch
+
+
+def limits_of(batch):
+    return torch.tensor([SearchConfig().max_length(int(length)) for length in batch.source_lengths])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_trace_has_the_decoders_hypotheses(model, batch, alpha):
+    config = SearchConfig(beam_size=4, n_best=3, alpha=alpha)
+    found = beam_search(model, batch.source, batch.source_lengths, config)
+    with torch.no_grad():
+        memory = model.encode(batch.source, batch.source_lengths)
+        trace = trace_search(model, memory, limits_of(batch), 4, 9, alpha=alpha, n_best=3)
+        _, scores = cumulate(trace)
+        ranked, bleu = pool(trace, scores, candidate_values(trace, batch, EOS))
+    for row, hypotheses in enumerate(found):
+        best = ranked[row].topk(3)
+        assert best.values.tolist() == pytest.approx([h.score for h in hypotheses], abs=1e-9)
+        reference = batch.target[row, : batch.target_lengths[row] - 1].tolist()
+        expected = [sacre(h.tokens, reference) for h in hypotheses]
+        assert bleu[row][best.indices].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_sentence_leaves_no_trace_in_another(model, batch):
+    """Alone, a sentence has the candidates that it has in the batch; once done it has none."""
+    memory = model.encode(batch.source, batch.source_lengths)
+    limits = torch.tensor([3, 12, 5, 12, 4, 12])
+    together = trace_search(model, memory, limits, 4, 9)
+    assert (
+        len({sum((s.candidates.scores[row] > -torch.inf).any().item() for s in together.steps) for row in range(6)}) > 1
+    )
+    for row in range(6):
+        length = batch.source_lengths[row : row + 1]
+        alone = trace_search(
+            model, model.encode(batch.source[row : row + 1, : int(length)], length), limits[row : row + 1], 4, 9
+        )
+        for number, step in enumerate(together.steps):
+            scores = step.candidates.scores[row]
+            if number >= len(alone.steps):
+                assert (scores == -torch.inf).all() and not step.ended[row].any()
+                continue
+            torch.testing.assert_close(scores, alone.steps[number].candidates.scores[0])
+            there = scores > -torch.inf
+            assert step.candidates.tokens[row][there].equal(alone.steps[number].candidates.tokens[0][there])
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.7])
+def test_a_replay_gives_the_log_probabilities_of_the_search_and_of_the_references(model, batch, tolerance):
+    memory = model.encode(batch.source, batch.source_lengths)
+    trace = trace_search(model, memory, limits_of(batch), 4, 9)
+    generator = torch.Generator().manual_seed(1)
+    there = [step.candidates.scores > -torch.inf for step in trace.steps]
+    weights = [torch.rand(t.shape, generator=generator, dtype=torch.float64) * t for t in there]
+    played = replay(model, memory, trace, weights, batch.target, batch.target_lengths, tolerance)
+    logits = model.project(played.features)
+    value, found = weighted_log_likelihood(logits, played.rows, played.tokens, played.weights)
+    heavy = [weight > tolerance for weight in weights]
+    expected = torch.cat([step.log_probability[h] for step, h in zip(trace.steps, heavy, strict=True)])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(played.weights, torch.cat([w[h] for w, h in zip(weights, heavy, strict=True)]))
+    assert value.item() == pytest.approx((played.weights * expected).sum().item())
+    inside = batch.target != model.padding
+    assert (played.gold >= 0).equal(inside)
+    forced = model.project(model.teacher_force(shifted(model, batch.target), memory))
+    torch.testing.assert_close(logits[played.gold[inside]], forced[inside])
+    # What the beam held of the references was not decoded twice, and nothing without need.
+    prefixes = sum(len(set(row.tolist())) for row in played.gold) - 3  # -1 stands in all rows but some
+    assert len(logits) < sum(t.shape[0] * 4 for t in there) + prefixes
+    if tolerance:
+        every = replay(model, memory, trace, weights, batch.target, batch.target_lengths)
+        assert len(logits) < len(every.features)
+
+
+def test_weighted_log_likelihood_is_that_of_torch():
+    torch.manual_seed(0)
+    logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    rows, tokens = torch.tensor([0, 0, 3, 3, 0, 4]), torch.tensor([1, 2, 6, 6, 1, 0])
+    weights, uniform = torch.randn(6, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    value, log_probability = weighted_log_likelihood(logits, rows, tokens, weights, uniform)
+    (2 * value).backward()
+    mine, logits.grad = logits.grad.clone(), None
+    plain = logits.log_softmax(1)
+    expected = (weights * plain[rows, tokens]).sum() + (uniform * plain.mean(1)).sum()
+    (2 * expected).backward()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(log_probability, plain[rows, tokens])
+    torch.testing.assert_close(mine, logits.grad)
+
+
+def slow_search(model, source, limit, k, size):
+    """Beam search for one sentence with Python lists: for each step the candidates (score, prefix, ended), best first;
+    the first k that go on are the next beam. It stops when nothing open can become the best any more."""
+    memory = model.encode(source, torch.tensor([source.shape[1]]))
+    beam = [(0.0, [], model.start(memory))]
+    steps, best = [], -math.inf
+    for step in range(limit):
+        found = []
+        for score, prefix, state in beam:
+            read = torch.tensor([[prefix[-1] if prefix else model.bos]])
+            logits, after = model.step(model.embed(read), state, memory)
+            log_p = logits[0, 0].log_softmax(0).tolist()
+            allowed = (
+                [EOS] if step + 1 == limit else [v for v in range(len(log_p)) if v not in (model.padding, model.bos)]
+            )
+            found += [(score + log_p[v], prefix, v, after) for v in allowed]
+        found = sorted(found, key=lambda c: -c[0])[:size]
+        steps.append([(score, prefix if v == EOS else [*prefix, v], v == EOS) for score, prefix, v, _ in found])
+        best = max([best, *(score / (step + 1) for score, _, v, _ in found[:k] if v == EOS)])
+        beam = [(score, [*prefix, v], after) for score, prefix, v, after in found[:k] if v != EOS]
+        if not beam or max(score for score, _, _ in beam) / limit <= best:
+            return steps
+    return steps
+
+
+def slow_loss(steps, reference, k, temperature, operator, risk_weight):
+    """reachable_bleu and the risk of one sentence from their definitions; the operator alone is shared."""
+    reached, pool_ = 0.0, []
+    for number, step in enumerate(steps):
+        width = min(k, len(step))
+        x = torch.tensor([score for score, _, _ in step], dtype=torch.float64)
+        kept = operator(x, width, temperature).tolist()
+        values = [sacre(prefix, reference) if ended else within_reach(prefix, reference) for _, prefix, ended in step]
+        reached += sum(a * v for a, v in zip(kept, values, strict=True)) / width
+        pool_ += [(s / (number + 1), v) for (s, _, e), v in zip(step[:k], values, strict=False) if e]
+    weights = torch.tensor([10 * score for score, _ in pool_], dtype=torch.float64).softmax(0).tolist()
+    risk = 1 - sum(w * v for w, (_, v) in zip(weights, pool_, strict=True))
+    return 1 - reached / len(steps) + risk_weight * risk
+
+
+def only_hard(scores, k, temperature):
+    return hard_topk(scores, k)
+
+
+@pytest.mark.parametrize("risk", [0.0, 0.7])
+@pytest.mark.parametrize("operator", ["soft", "sorted", "hard"])
+def test_reachable_bleu_equals_a_slow_reference_sentence_by_sentence(model, batch, operator, risk):
+    from nmt.topk import soft_topk
+
+    fast = {"soft": None, "sorted": sorted_soft_topk, "hard": only_hard}[operator]
+    slow = {
+        "soft": soft_topk,
+        "sorted": lambda x, k, t: sorted_soft_topk(x, k, t).sum(1),
+        "hard": lambda x, k, t: torch.zeros_like(x).index_fill_(0, x.topk(k).indices, 1.0),
+    }[operator]
+    search = SoftSearchConfig(beam_size=3, candidates=8, temperature=0.4)
+    config = SoftBeamConfig(search=search, risk=risk, cross_entropy=0.0, overrun=4)
+    with torch.no_grad():
+        expected = 0.0
+        for row in range(6):
+            source = batch.source[row : row + 1, : batch.source_lengths[row]]
+            reference = batch.target[row, : batch.target_lengths[row] - 1].tolist()
+            steps = slow_search(model, source, len(reference) + 1 + 4, 3, 8)
+            expected += slow_loss(steps, reference, 3, 0.4, slow, risk) / 6
+    found = SoftBeam(config, fast)(model, batch)
+    assert found.value.item() == pytest.approx(expected, abs=1e-6)
+    assert 0 < found.figures["reached_bleu"].item() < 1
+
+
+def test_minimum_risk_equals_a_slow_reference(model, batch):
+    config = MinRiskConfig(beam_size=3, sharpness=10.0, cross_entropy=0.0, overrun=4)
+    with torch.no_grad():
+        expected = 0.0
+        for row in range(6):
+            source = batch.source[row : row + 1, : batch.source_lengths[row]]
+            reference = batch.target[row, : batch.target_lengths[row] - 1].tolist()
+            steps = slow_search(model, source, len(reference) + 1 + 4, 3, 3)
+            expected += slow_loss(steps, reference, 3, 1.0, lambda x, k, t: x * 0, 1.0) / 6 - 1 / 6
+    assert MinRisk(config)(model, batch).value.item() == pytest.approx(expected, abs=1e-6)
+
+
+def objective_of(name, **options):
+    if name == "min_risk":
+        return MinRisk(MinRiskConfig(beam_size=3, label_smoothing=0.1, cross_entropy=0.3))
+    search = SoftSearchConfig(beam_size=3, candidates=8, temperature=0.4)
+    return SoftBeam(SoftBeamConfig(search=search, tolerance=0.0, cross_entropy=0.3, **options))
+
+
+@pytest.mark.parametrize("name", ["min_risk", "reachable_bleu"])
+def test_the_gradient_of_a_replay_is_that_of_the_whole_search(model, batch, name):
+    check_gradient(model, objective_of(name), batch, NAMES)
+
+
+def test_minimum_risk_alone_is_the_limit_of_a_soft_beam_that_only_has_its_risk(model, batch):
+    """A hard top-k has no gradient: what is left is the risk."""
+    search = SoftSearchConfig(beam_size=4, candidates=4)
+    config = SoftBeamConfig(search=search, risk=1.0, tolerance=0.0, cross_entropy=0.2)
+    gradients = []
+    for objective in (SoftBeam(config, only_hard), MinRisk(MinRiskConfig(beam_size=4, cross_entropy=0.2))):
+        model.zero_grad()
+        objective(model, batch).value.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_light_prefixes_are_left_out_and_the_gradient_hardly_moves(model, batch):
+    gradients, decoded = [], []
+    for tolerance in (0.0, 0.02):
+        search = SoftSearchConfig(beam_size=3, candidates=8, temperature=0.4)
+        objective = SoftBeam(SoftBeamConfig(search=search, tolerance=tolerance, cross_entropy=0.0))
+        model.zero_grad()
+        found = objective(model, batch)
+        found.value.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        decoded.append(found.figures["prefixes"].item())
+    exact, light = gradients
+    assert decoded[1] < decoded[0]
+    assert torch.linalg.norm(light - exact) < 0.1 * torch.linalg.norm(exact)
+
+
+def test_a_learned_temperature_has_its_gradient(model, batch):
+    learned = objective_of("reachable_bleu", temperature=TemperatureConfig(schedule="learned")).double()
+    (parameter,) = learned.parameters()
+    (slope,) = torch.autograd.grad(learned(model, batch).value, parameter)
+    values = []
+    with torch.no_grad():
+        for move in (1e-6, -2e-6):
+            parameter += move
+            with torch.enable_grad():
+                values.append(learned(model, batch).value.item())
+    assert slope.item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5) and abs(slope.item()) > 1e-5
+
+
+def test_dropout_is_off_in_the_search_and_on_in_the_replay(tiny_model):
+    model = tiny_model(vocabulary=13, seed=2, dropout=0.3).train()
+    batch = random_batch(6, 13, 7, seed=3)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model.zero_grad()
+        loss = MinRisk(MinRiskConfig(cross_entropy=0.0))(model, batch)
+        loss.value.backward()
+        found.append((loss.value.item(), model.output.weight.grad.clone()))
+    assert model.training
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    assert not torch.allclose(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"beam_size": 1}, "beam_size is 1"), ({"n_best": 0}, "n_best is 0"), ({"sharpness": -1}, "sharpness is -1"),
+     ({"label_smoothing": 1.0}, "label_smoothing is 1.0")],
+)  # fmt: skip
+def test_impossible_settings_are_refused(options, words):
+    from nmt.errors import UserError
+
+    with pytest.raises(UserError, match=words):
+        MinRiskConfig(**options)
