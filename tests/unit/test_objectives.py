@@ -98,7 +98,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("model_config", [{}, {"cell": "lstm", "tied_embeddings": "output", "decoder_layers": 2}])
-@pytest.mark.parametrize("loss", ["token", "expected_bleu"])
+@pytest.mark.parametrize("loss", ["token", "gold_in_beam", "expected_bleu"])
 def test_gradient_through_the_whole_unrolled_search(tiny_model, loss, model_config):
     model = tiny_model(vocabulary=14, seed=2, scale=1.5, **model_config).double()
     batch = random_batch(4, 14, 6, seed=3)
@@ -117,7 +117,7 @@ def test_token_loss_that_always_restarts_is_cross_entropy(tiny_model):
 
 
 def slow_soft_beam(model, source, target, config):
-    """Both losses for one sentence, slot by slot in Python floats, from the definitions of the recurrences;
+    """The losses for one sentence, slot by slot in Python floats, from the definitions of the recurrences;
     the operator alone is shared."""
     from nmt.topk import sorted_soft_topk
 
@@ -125,9 +125,11 @@ def slow_soft_beam(model, source, target, config):
     k = 1
     states, embeddings = model.start(memory), model.embed(torch.tensor([[model.bos]]))
     scores, finished = [0.0], [0.0]
-    rows, lengths, token_loss = [[]], [0.0], 0.0
+    rows, lengths, token_loss, share, gold_loss = [[]], [0.0], 0.0, [1.0], 0.0
+    # The reference's own state: where the beam begins anew.
+    gold_state, gold_embedding = states, embeddings
     reference = target[:-1]
-    steps = len(target) if config.loss == "token" else len(target) + config.overrun
+    steps = len(target) + (config.overrun if config.loss == "expected_bleu" else 0)
     for position in range(steps):
         logits, states = model.step(embeddings, states, memory)
         log_p = logits[0].log_softmax(1).tolist()
@@ -140,7 +142,13 @@ def slow_soft_beam(model, source, target, config):
                 p = (1 - finished[l]) * math.exp(value) + finished[l] * (v == EOS)
                 if v not in (model.padding, model.bos) and p > 0:
                     candidates.append((scores[l] + math.log(p), l, v))
-        candidates = sorted(candidates, reverse=True)[: search.candidates]
+        candidates = sorted(candidates, reverse=True)
+        if config.loss == "gold_in_beam":
+            best = max(range(k), key=lambda l: share[l])
+            gold = next(c for c in candidates if c[1:] == (best, target[position]))
+            if gold not in candidates[: search.candidates]:
+                candidates[search.candidates - 1] = gold
+        candidates = candidates[: search.candidates]
         width = min(search.beam_size, len(candidates))
         x = torch.tensor([c[0] for c in candidates], dtype=torch.float64)
         A = sorted_soft_topk(x, width, search.temperature)
@@ -172,7 +180,25 @@ def slow_soft_beam(model, source, target, config):
             )
         states = tuple(tuple((mix @ part[0])[None] for part in layer) for layer in states)
         embeddings = torch.stack(mixed_embedding)[None]
+        if config.loss == "gold_in_beam":
+            after = [
+                sum(
+                    float(a) * share[l]
+                    for a, (_, l, v) in zip(A[:, m], candidates, strict=True)
+                    if v == target[position]
+                )
+                for m in range(width)
+            ]
+            last = position + 1 == len(target)
+            gold_loss -= math.log((after[0] if last else sum(after)) / sum(share))
+            _, gold_state = model.step(gold_embedding, gold_state, memory)
+            gold_embedding = model.embed(torch.tensor([[target[position]]]))
+            share = after
         rows, lengths, scores, finished, k = *new.values(), width
+        if config.loss == "gold_in_beam" and sum(share) < 0.5:
+            states, embeddings, scores, finished, share, k = gold_state, gold_embedding, [0.0], [0.0], [1.0], 1
+    if config.loss == "gold_in_beam":
+        return gold_loss
     if config.loss == "token":
         return token_loss
     from nmt.objectives.soft_bleu import count_reference, soft_bleu
@@ -183,7 +209,7 @@ def slow_soft_beam(model, source, target, config):
     return 1 - float((pi * bleu[0]).sum())
 
 
-@pytest.mark.parametrize("loss", ["token", "expected_bleu"])
+@pytest.mark.parametrize("loss", ["token", "gold_in_beam", "expected_bleu"])
 def test_equals_a_slow_reference_sentence_by_sentence(tiny_model, loss):
     model = tiny_model(vocabulary=14, seed=4, scale=1.5).double()
     batch = random_batch(6, 14, 6, seed=9)
@@ -196,7 +222,7 @@ def test_equals_a_slow_reference_sentence_by_sentence(tiny_model, loss):
             if loss == "expected_bleu":
                 config.overrun = steps - len(target)  # the batch unrolls to its longest reference
             slow.append(slow_soft_beam(model, batch.source[row : row + 1, : batch.source_lengths[row]], target, config))
-    expected = sum(slow) / (batch.target_tokens if loss == "token" else 6)
+    expected = sum(slow) / (6 if loss == "expected_bleu" else batch.target_tokens)
     assert fast == pytest.approx(expected, abs=1e-9)
 
 
@@ -223,7 +249,7 @@ def test_expected_bleu_at_temperature_zero_is_the_bleu_of_the_hard_slots(tiny_mo
     assert value == pytest.approx(1 - total / 8, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["token", "expected_bleu"])
+@pytest.mark.parametrize("loss", ["token", "gold_in_beam", "expected_bleu", "reachable_bleu"])
 def test_soft_losses_do_not_depend_on_the_batch(tiny_model, loss):
     """A sentence alone, in its own padding, adds what it adds in a batch."""
     from nmt.batching import Batch
@@ -249,7 +275,7 @@ def test_soft_losses_do_not_depend_on_the_batch(tiny_model, loss):
     assert together == pytest.approx(sum(alone) / 5, abs=1e-9)
 
 
-@pytest.mark.parametrize("loss", ["token", "expected_bleu"])
+@pytest.mark.parametrize("loss", ["token", "gold_in_beam", "expected_bleu", "reachable_bleu"])
 def test_a_schedule_is_the_constant_temperature_of_each_update(tiny_model, loss):
     model = tiny_model(vocabulary=14, scale=1.5)
     batch = random_batch(4, 14, 6)
@@ -266,7 +292,7 @@ def test_a_schedule_is_the_constant_temperature_of_each_update(tiny_model, loss)
     assert seen[0] != seen[1] != seen[2] == seen[3]
 
 
-@pytest.mark.parametrize("loss", ["token", "expected_bleu"])
+@pytest.mark.parametrize("loss", ["token", "gold_in_beam", "expected_bleu"])
 def test_the_gradient_of_a_learned_temperature(tiny_model, loss):
     model = tiny_model(vocabulary=14, seed=2, scale=1.5).double()
     batch = random_batch(4, 14, 6, seed=3)
