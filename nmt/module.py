@@ -1,7 +1,8 @@
 """The Lightning module: one objective, one optimiser, and dev BLEU by beam search."""
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -58,10 +59,15 @@ class TranslationModule(pl.LightningModule):
         self.model = checkpoint.model
         self.objective = make_objective(config)
         self.data = data
-        self.dev_hypotheses: dict[int, str] = {}
+        # What training by beam search is to gain shows beside greedy search.
+        self.dev_searches = {"bleu": config.search}
+        if config.objective != "cross_entropy":
+            self.dev_searches["bleu_greedy"] = dataclasses.replace(config.search, beam_size=1, n_best=1)
+        self.dev_hypotheses: dict[str, dict[int, str]] = {}
         self.dev_nll = torch.zeros((), dtype=torch.float64)
         self.dev_tokens = 0
         self.dev_score: Score | None = None
+        self.after_backward: Mapping[str, Tensor] = {}
         self.plateau_scale = 1.0
         self.plateau_best = -1.0
         self.plateau_waited = 0
@@ -72,7 +78,7 @@ class TranslationModule(pl.LightningModule):
     def training_step(self, batch: tuple[int, Batch], _: int) -> dict[str, Any]:
         number, batch_ = batch
         torch.manual_seed((self.config.seed * 1_000_003 + number) % 2**63)
-        value, figures = self.objective(self.model, batch_, self.trainer.global_step)
+        value, figures, self.after_backward = self.objective(self.model, batch_, self.trainer.global_step)
         if self.trainer.global_step % self.config.trainer.log_every == 0 and not torch.isfinite(value):
             raise UserError(self._diverged("loss", value.item()))
         self.log("train/loss", value, on_step=True, on_epoch=False)
@@ -80,14 +86,20 @@ class TranslationModule(pl.LightningModule):
             self.log(f"train/{name}", figure, on_step=True, on_epoch=False)
         return {"loss": value, "figures": figures, "batch": batch_}
 
+    def on_after_backward(self) -> None:
+        for name, squares in self.after_backward.items():
+            self.log(f"train/{name}", squares.sqrt(), on_step=True, on_epoch=False)
+        self.after_backward = {}
+
     def on_train_batch_end(self, *_: Any) -> None:
         self.data.trained_batches += 1
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        found = beam_search(self.model, batch.source, batch.source_lengths, self.config.search)
-        for row, hypotheses in zip(batch.indices, found, strict=True):
-            tokens = hypotheses[0].tokens if hypotheses else []
-            self.dev_hypotheses[row] = self.checkpoint.target_vocabulary.decode(tokens)
+        for name, search in self.dev_searches.items():
+            found = beam_search(self.model, batch.source, batch.source_lengths, search)
+            for row, hypotheses in zip(batch.indices, found, strict=True):
+                tokens = hypotheses[0].tokens if hypotheses else []
+                self.dev_hypotheses[name][row] = self.checkpoint.target_vocabulary.decode(tokens)
         features = self.model.teacher_force(
             shifted(self.model, batch.target), self.model.encode(batch.source, batch.source_lengths)
         )
@@ -96,7 +108,7 @@ class TranslationModule(pl.LightningModule):
         self.dev_tokens += int(batch.target_lengths.sum())
 
     def on_validation_epoch_start(self) -> None:
-        self.dev_hypotheses = {}
+        self.dev_hypotheses = {name: {} for name in self.dev_searches}
         self.dev_nll = torch.zeros((), dtype=torch.float64, device=self.device)
         self.dev_tokens = 0
 
@@ -106,10 +118,15 @@ class TranslationModule(pl.LightningModule):
         if not torch.isfinite(nll):
             # Before anything is saved: the last good checkpoint stays.
             raise UserError(self._diverged("dev nll", nll.item()))
-        self.dev_score = bleu([self.dev_hypotheses.get(row, "") for row in range(len(references))], references)
+        scores = {
+            name: bleu([found.get(row, "") for row in range(len(references))], references)
+            for name, found in self.dev_hypotheses.items()
+        }
+        self.dev_score = scores["bleu"]
         if self.regular_validation:
             self._reduce_on_plateau(self.dev_score.value)
-        self.log("dev/bleu", self.dev_score.value)
+        for name, score in scores.items():
+            self.log(f"dev/{name}", score.value)
         self.log("dev/nll", nll)
 
     @property

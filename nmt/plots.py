@@ -13,6 +13,8 @@ from torch import Tensor
 from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.search import SoftSearchConfig, soft_beam_search
+from nmt.search.trace import trace_search
+from nmt.topk import soft_topk
 from nmt.translator import Translation, Translator
 
 
@@ -51,8 +53,19 @@ class BeamStep:
 
 
 @torch.no_grad()
-def trace_beam(translator: Translator, line: str, config: SoftSearchConfig, steps: int = 30) -> list[BeamStep]:
-    """Runs the soft search on one line and keeps what is needed to draw it; ends when all slots have."""
+def trace_beam(
+    translator: Translator, line: str, config: SoftSearchConfig, steps: int = 30, *, hard_states: bool = False
+) -> list[BeamStep]:
+    """Runs the soft search on one line and keeps what is needed to draw it; ends when all slots have.
+
+    Args:
+        translator: the model.
+        line: what is translated.
+        config: the soft search.
+        steps: at most so many.
+        hard_states: the search of the loss reachable_bleu: hard states, and weights that tell how much of a slot's
+            candidate SOFT top-k keeps.
+    """
     ids = translator.source_vocabulary.encode([line])[0]
     if not ids:
         raise UserError("a blank line has no beam; give a sentence")
@@ -60,6 +73,8 @@ def trace_beam(translator: Translator, line: str, config: SoftSearchConfig, step
     device = next(model.parameters()).device
     source = torch.tensor([[*ids, 3]], device=device)
     memory = model.encode(source, torch.tensor([source.shape[1]]))
+    if hard_states:
+        return _trace_hard(translator, memory, config, steps, device)
     trace: list[BeamStep] = []
     for step in soft_beam_search(model, memory, 1, steps, config):
         candidates, weights, parents = step.selection
@@ -80,6 +95,36 @@ def trace_beam(translator: Translator, line: str, config: SoftSearchConfig, step
         )
         if bool((step.after.finished > 0.99).all()):
             break
+    return trace
+
+
+def _trace_hard(
+    translator: Translator, memory: Any, config: SoftSearchConfig, steps: int, device: torch.device
+) -> list[BeamStep]:
+    limits = torch.tensor([steps], device=device)
+    found = trace_search(translator.model, memory, limits, config.beam_size, config.candidates)
+    trace: list[BeamStep] = []
+    for number, step in enumerate(found.steps):
+        size, before = found.selected(number), found.selected(number - 1) if number else 1
+        kept = soft_topk(step.candidates.scores, size, config.temperature)[0, :size]
+        there = step.candidates.scores[0, :size] > -torch.inf
+        slots = step.candidates.slots[0, :size]
+        trace.append(
+            BeamStep(
+                [
+                    piece if real else ""
+                    for piece, real in zip(
+                        translator.target_vocabulary.pieces(step.candidates.tokens[0, :size].tolist()),
+                        there.tolist(),
+                        strict=True,
+                    )
+                ],
+                kept.cpu(),
+                (torch.nn.functional.one_hot(slots, before) * (kept * there).unsqueeze(1)).cpu(),
+                step.ended[0, :size].float().cpu(),
+                step.candidates.scores[0, :size].cpu(),
+            )
+        )
     return trace
 
 

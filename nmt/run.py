@@ -39,6 +39,7 @@ class RunFolder:
         self.model = self.path / NAME
         self.last = self.path / "last.ckpt"
         self.metrics = self.path / "metrics.jsonl"
+        self.beam_picture = self.path / "beam.png"
 
     def check_free(self) -> None:
         """Makes sure that a new run may begin here. One that has saved nothing yet may begin again.

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from nmt.beam_picture import BeamPicture
 from nmt.checkpoint import Checkpoint, find_model, load_checkpoint
 from nmt.config import TrainConfig, TrainerConfig
 from nmt.config_file import write_config
@@ -94,7 +95,10 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
         parameters / 1e6,
     )
     saver, stopper = Saver(folder), Stopper(config.trainer, updates)
-    trainer = make_trainer(config, folder, [Journal(folder.metrics, config.trainer.log_every), stopper, saver], updates)
+    callbacks: list[pl.Callback] = [Journal(folder.metrics, config.trainer.log_every), stopper, saver]
+    if config.objective == "soft_beam":
+        callbacks.append(BeamPicture(folder.beam_picture))
+    trainer = make_trainer(config, folder, callbacks, updates)
     with warnings.catch_warnings():
         _silence_lightning()
         try:

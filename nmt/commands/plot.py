@@ -22,6 +22,9 @@ def main(words: list[str]) -> None:
     parser.add_argument("-o", "--output", default=None, help="picture (.png, .pdf, .svg); by default KIND.png")
     parser.add_argument("--beam_size", type=int, default=5, help="attention: slots of the search")
     parser.add_class_arguments(SoftSearchConfig, "soft")
+    parser.add_argument(
+        "--hard_states", action="store_true", help="beam: the search of the loss reachable_bleu, whose states are hard"
+    )
     chosen = parse(parser, words)
     if chosen.kind not in KINDS:
         raise UserError(
@@ -45,7 +48,8 @@ def main(words: list[str]) -> None:
             found = translator.search([chosen.text], beam_size=chosen.beam_size, attention=True)
             save_figure(draw_attention(found[0][0]), output)
         else:
-            save_figure(draw_beam(trace_beam(translator, chosen.text, chosen.soft)), output)
+            trace = trace_beam(translator, chosen.text, chosen.soft, hard_states=chosen.hard_states)
+            save_figure(draw_beam(trace), output)
     print(output)
 
 

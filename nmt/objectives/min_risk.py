@@ -9,7 +9,7 @@ from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.objective import Loss
-from nmt.objectives.traced import pool_risk, traced_loss
+from nmt.objectives.traced import Figures, pool_risk, traced_loss
 from nmt.search.trace import Trace
 
 
@@ -53,8 +53,9 @@ class MinRisk:
     def __call__(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
         config = self.config
 
-        def risk(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            return pool_risk(trace, scores, values, config.sharpness)
+        def risk(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Figures, Figures]:
+            found, figures = pool_risk(trace, scores, values, config.sharpness)
+            return {"risk": found}, figures
 
         return traced_loss(
             model,

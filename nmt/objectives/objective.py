@@ -1,5 +1,7 @@
 """What training minimises: a loss over a batch, and what there is to tell about it."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -10,10 +12,18 @@ from nmt.models.seq2seq import Seq2Seq
 
 
 class Loss(NamedTuple):
-    """A scalar to minimise, in nats a target token unless the objective says otherwise, and figures to log."""
+    """What an objective gives.
+
+    Attributes:
+        value: a scalar to minimise, in nats a target token unless the objective says otherwise.
+        figures: what to log.
+        after_backward: figures that are there once the gradient has been computed: their squares are summed up in
+            place as it passes; 0 before. Log their square roots.
+    """
 
     value: Tensor
     figures: dict[str, Tensor]
+    after_backward: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Objective(Protocol):

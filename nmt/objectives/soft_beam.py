@@ -19,7 +19,7 @@ from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.soft_losses import BLEULoss, GoldInBeamLoss, SoftLoss, TokenLoss
-from nmt.objectives.traced import is_open, pool_risk, traced_loss
+from nmt.objectives.traced import Figures, is_open, pool_risk, traced_loss
 from nmt.search.beam import first_beam, restart_beam
 from nmt.search.soft import Operator, SoftSearchConfig, soft_advance
 from nmt.search.trace import Trace
@@ -133,10 +133,10 @@ class SoftBeam(nn.Module):
         """The loss on the states of the hard search."""
         config = self.config
 
-        def loss(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Figures, Figures]:
             reached, figures = reachable_bleu(trace, scores, values, self.operator, temperature)
             risk, more = pool_risk(trace, scores, values, RISK_SHARPNESS)
-            return 1 - reached + config.risk * risk, figures | more
+            return {"reach": 1 - reached, "risk": config.risk * risk}, figures | more
 
         return traced_loss(
             model,
@@ -170,6 +170,18 @@ class SoftBeam(nn.Module):
         gold_state = model.start(memory)
         gold_features: list[Tensor] = []
         softness: list[Tensor] = []
+        entropy: list[Tensor] = []
+        squares = {f"gradient_{path}": torch.zeros((), device=batch.target.device) for path in ("states", "scores")}
+
+        def watch(path: str, weights: Tensor) -> Tensor:
+            def add(grad: Tensor) -> None:
+                squares[f"gradient_{path}"].add_(grad.detach().square().sum())
+
+            if weights.requires_grad:
+                weights = weights.view_as(weights)
+                weights.register_hook(add)
+            return weights
+
         beam = first_beam(model, memory, batch.source.shape[0])
         for position in range(loss.steps):
             # The reference's prefix is one more slot until it ends: one step serves both searches.
@@ -191,6 +203,7 @@ class SoftBeam(nn.Module):
                 self.operator,
                 temperature,
                 loss.required(position),
+                watch,
             )
             loss.observe(position, step)
             beam = step.after
@@ -201,12 +214,14 @@ class SoftBeam(nn.Module):
             with torch.no_grad():
                 weights = step.selection.weights
                 softness.append((weights * (1 - weights)).sum(dim=(1, 2)) / weights.shape[2])
+                entropy.append(slot_entropy(beam.scores))
 
         value, figures = loss.finish(beam)
         figures["softness"] = torch.stack(softness).mean()
+        figures["slot_entropy"] = torch.stack(entropy).mean()
         nll, plain = forced_nll(model, torch.cat(gold_features, dim=1), batch.target, self.config.label_smoothing)
         figures["nll"] = plain / tokens
-        return Loss(value + self.config.cross_entropy * nll / tokens, figures)
+        return Loss(value + self.config.cross_entropy * nll / tokens, figures, squares)
 
 
 def reachable_bleu(
@@ -222,7 +237,7 @@ def reachable_bleu(
     """
     total = torch.zeros_like(scores[0][:, 0])
     steps = torch.zeros_like(total)
-    softness = torch.zeros_like(total)
+    softness, entropy = torch.zeros_like(total), torch.zeros_like(total)
     for step, score, value in zip(trace.steps, scores, values, strict=True):
         live = is_open(step)
         size = min(trace.beam_size, score.shape[1])
@@ -230,7 +245,15 @@ def reachable_bleu(
         if kept.dim() > score.dim():
             kept = kept.sum(dim=-1)
         total = total + torch.where(live, (kept * value).sum(dim=1) / size, 0.0)
-        softness += torch.where(live, (kept * (1 - kept)).detach().sum(dim=1) / size, 0.0)
+        with torch.no_grad():
+            softness += torch.where(live, (kept * (1 - kept)).sum(dim=1) / size, 0.0)
+            entropy += torch.where(live, slot_entropy(torch.where(live.unsqueeze(1), score, 0.0)[:, :size]), 0.0)
         steps += live
     reached = (total / steps).mean()
-    return reached, {"reached_bleu": reached.detach(), "softness": (softness / steps).mean()}
+    figures = {"reached_bleu": reached, "softness": (softness / steps).mean(), "slot_entropy": (entropy / steps).mean()}
+    return reached, {name: figure.detach() for name, figure in figures.items()}
+
+
+def slot_entropy(scores: Tensor) -> Tensor:
+    """Entropy in nats, (batch,), of the softmax of the slots' scores (batch, slots): 0 where one slot has it all."""
+    return torch.special.entr(scores.softmax(dim=1)).sum(dim=1)

@@ -21,9 +21,11 @@ from nmt.search.replay import replay
 from nmt.search.trace import Trace, TraceStep, trace_search
 from nmt.tree import map_tree, take_slots
 
-TraceLoss = Callable[[Trace, list[Tensor], list[Tensor]], tuple[Tensor, dict[str, Tensor]]]
-"""(trace, scores, values) -> the loss, differentiable in the scores, and figures. For each step (batch, C): the scores
-are those of the candidates, -inf where there is none; the values are their BLEU (see `PrefixBLEU.bleu`)."""
+Figures = dict[str, Tensor]
+TraceLoss = Callable[[Trace, list[Tensor], list[Tensor]], tuple[Figures, Figures]]
+"""(trace, scores, values) -> the terms of the loss by name, differentiable in the scores, and figures. For each step
+(batch, C): the scores are those of the candidates, -inf where there is none; the values are their BLEU (see
+`PrefixBLEU.bleu`)."""
 
 
 def traced_loss(
@@ -42,6 +44,10 @@ def traced_loss(
     temperature: float | Tensor = 0.0,
 ) -> Loss:
     """Searches, weighs, replays.
+
+    Beside the figures of `loss` it tells the norm of each term's gradient with respect to the log-probabilities
+    (gradient_NAME), the share of the references' prefixes that the beam held (gold_in_beam), and how many prefixes
+    were decoded again for each token of the references (prefixes).
 
     Args:
         model, batch: what is trained on what.
@@ -65,12 +71,19 @@ def traced_loss(
     # Under no_grad, too: the value of the loss needs the weights.
     with torch.enable_grad():
         leaves, scores = cumulate(trace)
-        value, figures = loss(trace, scores, values)
+        terms, figures = loss(trace, scores, values)
         learned = [temperature] if isinstance(temperature, Tensor) and temperature.requires_grad else []
-        slopes = torch.autograd.grad(value, [*leaves, *learned], allow_unused=True)
-        weights = [
-            torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes, strict=False)
-        ]
+        slopes = [torch.zeros_like(tensor) for tensor in [*leaves, *learned]]
+        for name, term in terms.items():
+            # A hard operator has no gradient at all.
+            parts = torch.autograd.grad(
+                term + 0 * leaves[0].sum(), [*leaves, *learned], retain_graph=True, materialize_grads=True
+            )
+            norms = torch.stack([part.square().sum() for part in parts[: len(leaves)]])
+            figures[f"gradient_{name}"] = norms.sum().sqrt()
+            slopes = [slope + part for slope, part in zip(slopes, parts, strict=True)]
+    value = torch.stack([term.detach() for term in terms.values()]).sum()
+    weights = slopes[: len(leaves)]
     largest = max(float(weight.abs().amax()) for weight in weights)
 
     memory = model.encode(batch.source, batch.source_lengths)
@@ -88,12 +101,15 @@ def traced_loss(
         uniform,
     )
     weighed, gold = log_probability.split([len(played.rows), len(gold_rows)])
-    figures |= {"nll": -gold.mean(), "prefixes": torch.tensor(len(logits) / len(gold_rows))}
+    figures |= {
+        "nll": -gold.mean(),
+        "gold_in_beam": played.held[inside].to(value.dtype).mean(),
+        "prefixes": torch.tensor(len(logits) / len(gold_rows)),
+    }
     # The gradient is that of the likelihood; in the value the loss stands for its part of it.
     total = likelihood + (value.detach() - (played.weights * weighed).sum())
     for tensor, slope in zip(learned, slopes[len(leaves) :], strict=True):
-        if slope is not None:
-            total = total + slope * (tensor - tensor.detach())
+        total = total + slope * (tensor - tensor.detach())
     return Loss(total, figures)
 
 
@@ -138,9 +154,7 @@ def pool(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Tens
     return torch.cat(found, dim=1), torch.cat(bleu, dim=1)
 
 
-def pool_risk(
-    trace: Trace, scores: list[Tensor], values: list[Tensor], sharpness: float
-) -> tuple[Tensor, dict[str, Tensor]]:
+def pool_risk(trace: Trace, scores: list[Tensor], values: list[Tensor], sharpness: float) -> tuple[Tensor, Figures]:
     """1 - sum over the pool of softmax(sharpness * score) * BLEU, a mean over the sentences."""
     ranked, bleu = pool(trace, scores, values)
     there = ranked > -torch.inf

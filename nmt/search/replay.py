@@ -20,6 +20,7 @@ class Replay:
         features: (nodes, features), one node a prefix.
         rows, tokens, weights: (queries,): the log-probability of a token at a node, and its weight.
         gold: (batch, longest) node of each prefix of the reference, -1 where there is none.
+        held: (batch, longest), true where the beam held that prefix.
     """
 
     features: Tensor
@@ -27,6 +28,7 @@ class Replay:
     tokens: Tensor
     weights: Tensor
     gold: Tensor
+    held: Tensor
 
 
 def replay(
@@ -60,6 +62,7 @@ def replay(
     read = torch.full((rows, 1), model.bos, dtype=torch.long, device=device)
     features: list[Tensor] = []
     queries: list[tuple[Tensor, Tensor, Tensor]] = []
+    held = torch.zeros(rows, longest, dtype=torch.bool, device=device)
     gold_nodes = torch.full((rows, longest), -1, dtype=torch.long, device=device)
     # The slot that holds the reference's prefix: one of the beam's, or one of its own behind them.
     gold_slot = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -90,13 +93,14 @@ def replay(
         nodes = (width.cumsum(dim=0) - width + count).unsqueeze(1) + places
         count += int(width.sum())
         if step < longest:
+            held[:, step] = led & (gold_slot.squeeze(1) < slots.shape[1] - 1)
             gold_nodes[:, step] = torch.where(led, nodes.gather(1, gold_slot).squeeze(1), -1)
         if step < len(trace.steps):
             candidates, chosen = trace.steps[step].candidates, heavy[step]
             asked = nodes.gather(1, candidates.slots)[chosen]
             queries.append((asked, candidates.tokens[chosen], weights[step][chosen]))
     asked, tokens, wanted = (torch.cat(part) for part in zip(*queries, strict=True))
-    return Replay(torch.cat(features), asked, tokens, wanted, gold_nodes)
+    return Replay(torch.cat(features), asked, tokens, wanted, gold_nodes, held)
 
 
 def _needed(trace: Trace, heavy: Sequence[Tensor]) -> list[Tensor]:

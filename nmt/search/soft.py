@@ -28,6 +28,9 @@ from nmt.tree import mix_slots
 Operator = Callable[[Tensor, int, float | Tensor], Tensor]
 """(scores (..., C), k, temperature) -> soft indicators (..., C, k), column m that of the m-th best."""
 
+Watch = Callable[[str, Tensor], Tensor]
+"""(path, tensor) -> the same tensor, watched: "states" mix the states and embeddings, "scores" the scores."""
+
 
 @dataclass
 class SoftSearchConfig:
@@ -114,7 +117,14 @@ def soft_select(
     return SoftSelection(candidates, weights, torch.bmm(weights.transpose(1, 2), membership))
 
 
-def soft_reparent(model: Seq2Seq, selection: SoftSelection, beam: Beam, state: Any, damping: float) -> Beam:
+def unwatched(path: str, tensor: Tensor) -> Tensor:
+    """Looks away."""
+    return tensor
+
+
+def soft_reparent(
+    model: Seq2Seq, selection: SoftSelection, beam: Beam, state: Any, damping: float, watch: Watch = unwatched
+) -> Beam:
     """Every slot takes a mixture of its parents' states and of its tokens' embeddings."""
     candidates, weights, parents = selection
     # A masked candidate has weight 0; 0 * -inf must be 0.
@@ -125,10 +135,10 @@ def soft_reparent(model: Seq2Seq, selection: SoftSelection, beam: Beam, state: A
     embedding = model.embed(candidates.tokens)
     # Fewer candidates than slots leave empty columns: such a slot holds nothing.
     held = weights.detach().sum(dim=1) > 0.5
-    mixed = torch.bmm(by_slot, torch.stack([scores, finished], dim=2))
+    mixed = torch.bmm(watch("scores", by_slot), torch.stack([scores, finished], dim=2))
     return Beam(
-        state=mix_slots(state, scale_gradient(parents, damping)),
-        embedding=torch.bmm(scale_gradient(by_slot, damping).to(embedding.dtype), embedding),
+        state=mix_slots(state, watch("states", scale_gradient(parents, damping))),
+        embedding=torch.bmm(watch("states", scale_gradient(by_slot, damping)).to(embedding.dtype), embedding),
         scores=torch.where(held, mixed[..., 0], -torch.inf),
         # Rounding may leave the mixture of ones a little above one.
         finished=mixed[..., 1].clamp(max=1.0),
@@ -144,18 +154,19 @@ def soft_advance(
     operator: Operator = sorted_soft_topk,
     temperature: float | Tensor | None = None,
     required: tuple[Tensor, Tensor] | None = None,
+    watch: Watch = unwatched,
 ) -> SoftStep:
     """Expands, selects and re-parents a beam whose slots the model has just advanced to `features` and `state`.
 
     Operator and temperature are as those of `soft_select`; `required` is a slot and a token, (batch,) each, that
-    compete in any case."""
+    compete in any case; `watch` sees the weights where they mix."""
     logits = model.project(features)
     normaliser = log_normaliser(logits)
     candidates = expand(model, logits, normaliser, beam, config.candidates)
     if required is not None:
         candidates = include(model, candidates, logits, normaliser, beam, *required)
     selection = soft_select(candidates, beam.slots, config, operator, temperature)
-    after = soft_reparent(model, selection, beam, state, config.damping)
+    after = soft_reparent(model, selection, beam, state, config.damping, watch)
     return SoftStep(beam, logits, normaliser, selection, after)
 
 

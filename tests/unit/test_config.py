@@ -10,7 +10,14 @@ from nmt.config import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from nmt.config_file import check_config_file, keys_of
 from nmt.errors import UserError
 from nmt.models import RNNsearchConfig
-from nmt.objectives import CrossEntropyConfig, SoftBeamConfig, TemperatureConfig
+from nmt.objectives import (
+    BSOConfig,
+    CrossEntropyConfig,
+    MinRiskConfig,
+    ScheduledSamplingConfig,
+    SoftBeamConfig,
+    TemperatureConfig,
+)
 from nmt.search import SearchConfig, SoftSearchConfig
 from nmt.vocabulary import VocabularyConfig
 
@@ -36,11 +43,36 @@ IMPOSSIBLE = {
         "tied_embeddings": ["both"],
     },
     ("cross_entropy", CrossEntropyConfig): {"label_smoothing": [-0.1, 1.0, nan]},
+    ("scheduled_sampling", ScheduledSamplingConfig): {
+        "schedule": ["cosine"],
+        "end": [-0.1, 1.1, nan],
+        "updates": [0],
+        "choice": ["beam"],
+        "label_smoothing": [-0.1, 1.0],
+    },
+    ("min_risk", MinRiskConfig): {
+        "beam_size": [1],
+        "n_best": [0],
+        "alpha": [-1.0, nan],
+        "sharpness": [-1.0, nan],
+        "overrun": [-1],
+        "cross_entropy": [-0.1, math.inf],
+        "label_smoothing": [-0.1, 1.0],
+    },
+    ("bso", BSOConfig): {
+        "beam_size": [0],
+        "margin": [-1.0, nan],
+        "cost": ["wer"],
+        "cross_entropy": [-0.1, nan],
+        "label_smoothing": [-0.1, 1.0],
+    },
     ("soft_beam", SoftBeamConfig): {
         "loss": ["bleu"],
         "restart": [-0.1, 1.1, nan],
         "label_smoothing": [-0.1, 1.0],
         "overrun": [-1],
+        "risk": [-1.0, nan],
+        "tolerance": [-0.1, 1.1, nan],
         "sharpness": [-1.0],
         "cross_entropy": [-1.0],
     },

@@ -46,6 +46,11 @@ CASES = {
     "cross_entropy": {},
     "plateau": {"optimizer.schedule": "plateau", "optimizer.plateau_patience": 0, "optimizer.warmup": 2},
     "accumulate": {"trainer.accumulate": 2},
+    "min_risk": {"objective": "min_risk"},
+    "bso": {"objective": "bso"},
+    "scheduled_sampling": {"objective": "scheduled_sampling", "scheduled_sampling.updates": 9},
+    "reachable_bleu": {"objective": "soft_beam", "soft_beam.loss": "reachable_bleu", "trainer.accumulate": 2},
+    "gold_in_beam": {"objective": "soft_beam", "soft_beam.loss": "gold_in_beam"},
     "token": {"objective": "soft_beam", "soft_beam.loss": "token"},
     "annealed": {
         "objective": "soft_beam",

@@ -373,8 +373,8 @@ def test_a_loss_that_is_no_number_ends_the_run(small_corpus, tmp_path, monkeypat
     original = CrossEntropy.__call__
 
     def diverge(self, model, batch, update):
-        value, figures = original(self, model, batch, update)
-        return value * math.nan, figures
+        loss = original(self, model, batch, update)
+        return loss._replace(value=loss.value * math.nan)
 
     monkeypatch.setattr(CrossEntropy, "__call__", diverge)
     with pytest.raises(UserError, match=r"the loss is nan at update 4: training diverged; lower optimizer.lr"):
@@ -386,7 +386,7 @@ def test_a_loss_that_is_no_number_ends_the_run(small_corpus, tmp_path, monkeypat
     assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
-@pytest.mark.parametrize("objective", ["cross_entropy", "soft_beam"])
+@pytest.mark.parametrize("objective", ["cross_entropy", "min_risk", "bso", "scheduled_sampling", "soft_beam"])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_bfloat16_trains(small_corpus, tmp_path, objective, cell):
     options = {"trainer.precision": "bf16", "objective": objective, "model.cell": cell, "trainer.max_steps": 10}
@@ -395,6 +395,24 @@ def test_bfloat16_trains(small_corpus, tmp_path, objective, cell):
     assert len(losses) == 10 and losses[-1] < losses[0]
     weights = read_state(tmp_path / "last.ckpt")["state_dict"]
     assert all(w.dtype == torch.float32 for w in weights.values())
+
+
+@pytest.mark.parametrize("loss", ["reachable_bleu", "token", "gold_in_beam", "expected_bleu"])
+def test_a_soft_beam_shows_what_it_does(small_corpus, tmp_path, loss):
+    options = {"objective": "soft_beam", "soft_beam.loss": loss, "trainer.max_steps": 4, "trainer.log_every": 1}
+    train_quietly(make_config(tmp_path, small_corpus, options))
+    reports = read_journal(tmp_path / "metrics.jsonl")
+    last = [report for report in reports if "loss" in report][-1]
+    path = {"reachable_bleu": {"gradient_reach", "gradient_risk", "gold_in_beam"}, "gold_in_beam": {"gold_kept"}}
+    shown = {"softness", "slot_entropy", "temperature", "nll"} | path.get(loss, {"gradient_states", "gradient_scores"})
+    assert shown <= set(last) and all(math.isfinite(last[name]) for name in shown)
+    if loss != "reachable_bleu":
+        assert last["gradient_scores"] > 0
+    dev = next(report for report in reports if "dev/bleu" in report)
+    assert 0 <= dev["dev/bleu_greedy"] <= 100
+    assert (tmp_path / "beam.png").read_bytes().startswith(b"\x89PNG")
+    (events,) = (tmp_path / "tensorboard").glob("events*")
+    assert b"dev/soft_beam" in events.read_bytes()
 
 
 # What it leaves behind
