@@ -23,7 +23,7 @@ from nmt.objectives.traced import Figures, is_open, pool_risk, traced_loss
 from nmt.search.beam import first_beam, restart_beam
 from nmt.search.soft import Operator, SoftSearchConfig, soft_advance
 from nmt.search.trace import Trace
-from nmt.topk import Constant, Exponential, Learned, Linear, Schedule, soft_topk, sorted_soft_topk
+from nmt.topk import Constant, Exponential, Learned, Linear, Schedule, sorted_soft_topk
 from nmt.tree import join_slots, split_slots
 
 # Scores are log p / |y|: their differences are a tenth of those of log p.
@@ -66,8 +66,8 @@ class SoftBeamConfig:
     """The soft-beam objective."""
 
     loss: Literal["reachable_bleu", "token", "gold_in_beam", "expected_bleu"] = "reachable_bleu"
-    """reachable_bleu: 1 - the mean over steps and slots of the BLEU within reach of what SOFT top-k keeps of the hard
-    search; token: -log sum_l pi_l p_l(gold_t), pi the softmax of the slots' scores; gold_in_beam: -log of the soft
+    """reachable_bleu: 1 - the mean over the steps of sum_l pi_l BLEU_l, the BLEU within reach of what SOFT top-k puts
+    into the slots of the hard search; token: -log sum_l pi_l p_l(gold_t); gold_in_beam: -log of the soft
     inclusion of the reference's prefix; expected_bleu: 1 - sum_l pi_l BLEU_l at the end of a free search."""
     search: SoftSearchConfig = field(default_factory=SoftSearchConfig)
     """The soft search that is unrolled."""
@@ -80,7 +80,7 @@ class SoftBeamConfig:
     """expected_bleu: steps that the search may take beyond the longest reference of the batch; reachable_bleu: beyond
     each reference."""
     sharpness: float = 1.0
-    """expected_bleu: pi is the softmax of sharpness * score."""
+    """expected_bleu, reachable_bleu: pi is the softmax of sharpness * score over the slots; 0 weighs them alike."""
     risk: float = 1.0
     """reachable_bleu: weight of the risk, 1 - sum of softmax(10 * score) * BLEU over the hypotheses that the search
     finished, score = log p / |y|, that is added."""
@@ -110,14 +110,14 @@ class SoftBeam(nn.Module):
 
     Args:
         config: its settings.
-        operator: any differentiable sorted top-k of the signature of `nmt.topk`; for reachable_bleu any top-k. None:
-            the SOFT one.
+        operator: any differentiable sorted top-k of the signature of `nmt.topk`; for reachable_bleu it need not be
+            sorted, then all slots weigh alike.
     """
 
-    def __init__(self, config: SoftBeamConfig, operator: Operator | None = None) -> None:
+    def __init__(self, config: SoftBeamConfig, operator: Operator = sorted_soft_topk) -> None:
         super().__init__()
         self.config = config
-        self.operator = operator or (soft_topk if config.loss == "reachable_bleu" else sorted_soft_topk)
+        self.operator = operator
         self.temperature = config.temperature.build(config.search.temperature)
 
     def forward(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
@@ -134,7 +134,7 @@ class SoftBeam(nn.Module):
         config = self.config
 
         def loss(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Figures, Figures]:
-            reached, figures = reachable_bleu(trace, scores, values, self.operator, temperature)
+            reached, figures = reachable_bleu(trace, scores, values, self.operator, temperature, config.sharpness)
             risk, more = pool_risk(trace, scores, values, RISK_SHARPNESS)
             return {"reach": 1 - reached, "risk": config.risk * risk}, figures | more
 
@@ -225,15 +225,21 @@ class SoftBeam(nn.Module):
 
 
 def reachable_bleu(
-    trace: Trace, scores: list[Tensor], values: list[Tensor], operator: Operator, temperature: float | Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean, over the steps of each sentence and over the k slots, of the values of the candidates that a soft
-    top-k keeps; the mean over the sentences.
+    trace: Trace,
+    scores: list[Tensor],
+    values: list[Tensor],
+    operator: Operator,
+    temperature: float | Tensor,
+    sharpness: float,
+) -> tuple[Tensor, Figures]:
+    """The mean, over the steps of each sentence, of the values of the candidates that a soft top-k puts into the slots,
+    each slot weighed by the softmax of its score; the mean over the sentences.
 
     Args:
         trace, scores, values: see `nmt.objectives.traced.TraceLoss`.
-        operator: a soft top-k; where its result has a column a slot, the columns' sum is what it keeps.
+        operator: a soft top-k: (C, k) with a column a slot, or (C,), where all slots weigh alike.
         temperature: of the operator, in nats.
+        sharpness: of the softmax.
     """
     total = torch.zeros_like(scores[0][:, 0])
     steps = torch.zeros_like(total)
@@ -241,13 +247,17 @@ def reachable_bleu(
     for step, score, value in zip(trace.steps, scores, values, strict=True):
         live = is_open(step)
         size = min(trace.beam_size, score.shape[1])
-        kept = operator(torch.where(live.unsqueeze(1), score, 0.0), size, temperature)
+        score = torch.where(live.unsqueeze(1), score, 0.0)
+        kept = operator(score, size, temperature)
         if kept.dim() > score.dim():
-            kept = kept.sum(dim=-1)
-        total = total + torch.where(live, (kept * value).sum(dim=1) / size, 0.0)
+            pi = (sharpness * score[:, :size]).softmax(dim=1)
+            share, kept = torch.bmm(kept, pi.unsqueeze(2)).squeeze(2), kept.sum(dim=2)
+        else:
+            share = kept / size
+        total = total + torch.where(live, (share * value).sum(dim=1), 0.0)
         with torch.no_grad():
             softness += torch.where(live, (kept * (1 - kept)).sum(dim=1) / size, 0.0)
-            entropy += torch.where(live, slot_entropy(torch.where(live.unsqueeze(1), score, 0.0)[:, :size]), 0.0)
+            entropy += torch.where(live, slot_entropy(score[:, :size]), 0.0)
         steps += live
     reached = (total / steps).mean()
     figures = {"reached_bleu": reached, "softness": (softness / steps).mean(), "slot_entropy": (entropy / steps).mean()}

@@ -159,7 +159,7 @@ def slow_loss(steps, reference, k, temperature, operator, risk_weight):
         x = torch.tensor([score for score, _, _ in step], dtype=torch.float64)
         kept = operator(x, width, temperature).tolist()
         values = [sacre(prefix, reference) if ended else within_reach(prefix, reference) for _, prefix, ended in step]
-        reached += sum(a * v for a, v in zip(kept, values, strict=True)) / width
+        reached += sum(a * v for a, v in zip(kept, values, strict=True))
         pool_ += [(s / (number + 1), v) for (s, _, e), v in zip(step[:k], values, strict=False) if e]
     weights = torch.tensor([10 * score for score, _ in pool_], dtype=torch.float64).softmax(0).tolist()
     risk = 1 - sum(w * v for w, (_, v) in zip(weights, pool_, strict=True))
@@ -167,7 +167,8 @@ def slow_loss(steps, reference, k, temperature, operator, risk_weight):
 
 
 def only_hard(scores, k, temperature):
-    return hard_topk(scores, k)
+    """(C,): all slots weigh alike."""
+    return hard_topk(scores, k).sum(dim=-1)
 
 
 @pytest.mark.parametrize("risk", [0.0, 0.7])
@@ -175,14 +176,14 @@ def only_hard(scores, k, temperature):
 def test_reachable_bleu_equals_a_slow_reference_sentence_by_sentence(model, batch, operator, risk):
     from nmt.topk import soft_topk
 
-    fast = {"soft": None, "sorted": sorted_soft_topk, "hard": only_hard}[operator]
+    fast = {"soft": soft_topk, "sorted": sorted_soft_topk, "hard": only_hard}[operator]
     slow = {
-        "soft": soft_topk,
-        "sorted": lambda x, k, t: sorted_soft_topk(x, k, t).sum(1),
-        "hard": lambda x, k, t: torch.zeros_like(x).index_fill_(0, x.topk(k).indices, 1.0),
+        "soft": lambda x, k, t: soft_topk(x, k, t) / k,
+        "sorted": lambda x, k, t: sorted_soft_topk(x, k, t) @ (0.8 * x[:k]).softmax(0),
+        "hard": lambda x, k, t: torch.zeros_like(x).index_fill_(0, x.topk(k).indices, 1 / k),
     }[operator]
     search = SoftSearchConfig(beam_size=3, candidates=8, temperature=0.4)
-    config = SoftBeamConfig(search=search, risk=risk, cross_entropy=0.0, overrun=4)
+    config = SoftBeamConfig(search=search, risk=risk, sharpness=0.8, cross_entropy=0.0, overrun=4)
     with torch.no_grad():
         expected = 0.0
         for row in range(6):
