@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nmt.batching import Batch
-from nmt.errors import UserError
+from nmt.errors import UserError, did_you_mean
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
@@ -23,7 +23,8 @@ from nmt.objectives.traced import Figures, is_open, pool_risk, traced_loss
 from nmt.search.beam import first_beam, restart_beam
 from nmt.search.soft import Operator, SoftSearchConfig, soft_advance
 from nmt.search.trace import Trace
-from nmt.topk import Constant, Exponential, Learned, Linear, Schedule, sorted_soft_topk
+from nmt.topk import Constant, Exponential, Learned, Linear, Schedule, soft_topk, sorted_soft_topk
+from nmt.topk.rivals import OPERATORS
 from nmt.tree import join_slots, split_slots
 
 # Scores are log p / |y|: their differences are a tenth of those of log p.
@@ -71,6 +72,9 @@ class SoftBeamConfig:
     inclusion of the reference's prefix; expected_bleu: 1 - sum_l pi_l BLEU_l at the end of a free search."""
     search: SoftSearchConfig = field(default_factory=SoftSearchConfig)
     """The soft search that is unrolled."""
+    operator: str = "sorted_soft_topk"
+    """What selects softly: any operator of nmt.topk.rivals.OPERATORS. All losses but reachable_bleu need one that
+    sorts; for reachable_bleu one that does not weighs all slots alike."""
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
     """How its temperature moves."""
     restart: float = 0.6
@@ -97,6 +101,17 @@ class SoftBeamConfig:
             raise UserError(
                 f"soft_beam.loss is '{self.loss}'; choose reachable_bleu, token, gold_in_beam or expected_bleu"
             )
+        if self.operator not in OPERATORS:
+            suggestion = did_you_mean(self.operator, OPERATORS)
+            raise UserError(
+                f"soft_beam.operator is '{self.operator}'.{suggestion} The operators are {', '.join(OPERATORS)}"
+            )
+        if self.loss != "reachable_bleu" and not OPERATORS[self.operator].ranked:
+            able = ", ".join(name for name, operator in OPERATORS.items() if operator.ranked)
+            raise UserError(
+                f"soft_beam.operator is '{self.operator}', which does not sort; soft_beam.loss '{self.loss}' needs "
+                f"one of {able}"
+            )
         for name, high in (("restart", 1.0), ("tolerance", 1.0), ("label_smoothing", 0.999)):
             if not 0 <= getattr(self, name) <= high:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give a number from 0 to 1")
@@ -110,14 +125,17 @@ class SoftBeam(nn.Module):
 
     Args:
         config: its settings.
-        operator: any differentiable sorted top-k of the signature of `nmt.topk`; for reachable_bleu it need not be
-            sorted, then all slots weigh alike.
+        operator: instead of the configuration's; any function of the signature of `nmt.topk`.
     """
 
-    def __init__(self, config: SoftBeamConfig, operator: Operator = sorted_soft_topk) -> None:
+    def __init__(self, config: SoftBeamConfig, operator: Operator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.operator = operator
+        if operator is None:
+            operator = OPERATORS[config.operator].operator
+            if operator not in (soft_topk, sorted_soft_topk):
+                operator = without_masks(operator)
+        self.operator: Operator = operator
         self.temperature = config.temperature.build(config.search.temperature)
 
     def forward(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
@@ -222,6 +240,22 @@ class SoftBeam(nn.Module):
         nll, plain = forced_nll(model, torch.cat(gold_features, dim=1), batch.target, self.config.label_smoothing)
         figures["nll"] = plain / tokens
         return Loss(value + self.config.cross_entropy * nll / tokens, figures, squares)
+
+
+def without_masks(operator: Operator) -> Operator:
+    """An operator that takes no -inf, made to take it: a masked candidate scores far below the others, and whatever
+    the operator gives it is taken away."""
+
+    def select(scores: Tensor, k: int, temperature: float | Tensor) -> Tensor:
+        there = scores > -torch.inf
+        if there.all():
+            return operator(scores, k, temperature)
+        lowest = torch.where(there, scores.detach(), torch.inf).amin(dim=-1, keepdim=True)
+        lowest = torch.where(lowest < torch.inf, lowest, 0.0)
+        weights = operator(torch.where(there, scores, lowest - 20 * temperature), k, temperature)
+        return weights * (there if weights.dim() == there.dim() else there.unsqueeze(-1))
+
+    return select
 
 
 def reachable_bleu(

@@ -68,6 +68,7 @@ IMPOSSIBLE = {
     },
     ("soft_beam", SoftBeamConfig): {
         "loss": ["bleu"],
+        "operator": ["soft_top", ""],
         "restart": [-0.1, 1.1, nan],
         "label_smoothing": [-0.1, 1.0],
         "overrun": [-1],

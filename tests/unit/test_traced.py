@@ -13,6 +13,7 @@ from nmt.search import SearchConfig, SoftSearchConfig, beam_search
 from nmt.search.replay import replay
 from nmt.search.trace import trace_search
 from nmt.topk import hard_topk, sorted_soft_topk
+from nmt.topk.rivals import OPERATORS
 from tests.conftest import random_batch
 from tests.unit.test_objectives import NAMES, check_gradient
 from tests.unit.test_prefix_bleu import within_reach
@@ -285,3 +286,26 @@ def test_impossible_settings_are_refused(options, words):
 
     with pytest.raises(UserError, match=words):
         MinRiskConfig(**options)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_trains(model, batch, name):
+    search = SoftSearchConfig(beam_size=3, candidates=8, temperature=0.4)
+    losses = ["reachable_bleu"] + ["expected_bleu", "token", "gold_in_beam"] * OPERATORS[name].ranked
+    for loss in losses:
+        objective = SoftBeam(SoftBeamConfig(loss=loss, search=search, operator=name, risk=0.0, cross_entropy=0.0))
+        torch.manual_seed(0)
+        model.zero_grad()
+        objective(model, batch).value.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        assert torch.isfinite(gradient).all() and gradient.norm() > 1e-6, loss
+
+
+def test_an_operator_that_does_not_sort_fits_reachable_bleu_alone():
+    from nmt.errors import UserError
+
+    assert SoftBeam(SoftBeamConfig(operator="soft_topk")).operator is OPERATORS["soft_topk"].operator
+    with pytest.raises(UserError, match="'soft_topk', which does not sort.*needs one of sorted_soft_topk"):
+        SoftBeamConfig(loss="token", operator="soft_topk")
+    with pytest.raises(UserError, match="Did you mean 'soft_topk'"):
+        SoftBeamConfig(operator="soft_topkk")
