@@ -40,7 +40,7 @@ def test_configuration_trains(path, tmp_path, reverse_runs):
         "trainer.validate_every": 2,
         "trainer.threads": 1,
     }
-    start = reverse_runs.folder / "cross_entropy" if "soft_beam" in path.name else None
+    start = reverse_runs.folder / "cross_entropy" if "soft_beam" in path.name or "fine_tuning" in path.name else None
     train(shipped(path.name, **changes), start=start)
     assert (tmp_path / "run" / "model.safetensors").exists()
 
@@ -113,6 +113,33 @@ def test_quickstart_help(tmp_path):
     assert done.returncode == 0
     for option in ("--corpus", "--dir", "--seed", "--threads", "--stage", "--stop-stage"):
         assert option in done.stdout
+
+
+def test_the_study_ends_in_a_table_and_reads_the_test_set_once(tmp_path):
+    """Two arms on the generated corpus, cut short."""
+    small = "--model.embedding 16 --model.hidden 16 --data.vocabulary.size 120 --data.batch_tokens 256"
+    small += " --data.dev_lines 8 --trainer.log_every 10"
+    command = [str(ROOT / "recipes" / "soft_beam_study.sh"), "--dir", str(tmp_path / "out"), "--corpora", "reverse"]
+    command += ["--seeds", "1", "--arms", "continued soft_beam", "--minutes", "0.005"]
+    short = ["--stage", "1", "--stop-stage", "2", "--train-flags", f"{small} --trainer.max_steps 4"]
+    started = shell([*command, *short], ROOT, tmp_path)
+    assert started.returncode == 0, started.stderr
+    done = shell([*command, "--stage", "3", "--train-flags", small], ROOT, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tok:13a" in done.stdout and "| continued | 1 |" in done.stdout
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| soft_beam |"))
+    assert re.fullmatch(r"(\| [^|]+ ){8}\| [01]\.\d+ \|", row), row
+    results = (tmp_path / "out" / "results.jsonl").read_text()
+    again = shell([*command, "--stage", "5"], ROOT, tmp_path)
+    assert again.returncode == 0 and row in again.stdout, again.stderr
+    assert (tmp_path / "out" / "results.jsonl").read_text() == results
+
+
+def test_study_explains_a_wrong_flag(tmp_path):
+    done = shell("recipes/soft_beam_study.sh --seed 1", ROOT, tmp_path)
+    assert done.returncode == 2 and "unknown option --seed" in done.stderr
+    done = shell("recipes/soft_beam_study.sh --help", ROOT, tmp_path)
+    assert done.returncode == 0 and "--train-flags" in done.stdout and "same wall time" in done.stdout
 
 
 def test_environment_passes_over_a_python_that_does_not_run(tmp_path):
