@@ -86,7 +86,16 @@ def plan(chosen: argparse.Namespace) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         # Two lines of the journal: what comes before the first is start-up.
         words = fine_tuning(run, chosen, folder, 40)
-        words += ["--trainer.max_steps", "40", "--trainer.validate_every", "1000", "--trainer.log_every", "10", "--data.dev_lines", "10"]
+        words += [
+            "--trainer.max_steps",
+            "40",
+            "--trainer.validate_every",
+            "1000",
+            "--trainer.log_every",
+            "10",
+            "--data.dev_lines",
+            "10",
+        ]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         reports = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         speeds = [report["target_tokens_per_second"] for report in reports if "target_tokens_per_second" in report]

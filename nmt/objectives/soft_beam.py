@@ -85,14 +85,15 @@ class SoftBeamConfig:
     each reference."""
     sharpness: float = 1.0
     """expected_bleu, reachable_bleu: pi is the softmax of sharpness * score over the slots; 0 weighs them alike."""
-    risk: float = 1.0
+    risk: float = 0.3
     """reachable_bleu: weight of the risk, 1 - sum of softmax(10 * score) * BLEU over the hypotheses that the search
     finished, score = log p / |y|, that is added."""
     tolerance: float = 0.01
     """reachable_bleu: prefixes whose log-probabilities all weigh less than this share of the batch's largest weight
     are not decoded again."""
-    cross_entropy: float = 0.3
-    """Weight of the cross-entropy that is added."""
+    cross_entropy: float = 0.03
+    """Weight of the cross-entropy (nats a token) that is added. The BLEU losses lie between 0 and 1, and their
+    gradients are a tenth of its; token and gold_in_beam are nats a token themselves and want 0.3."""
     label_smoothing: float = 0.1
     """Label smoothing of that cross-entropy."""
 

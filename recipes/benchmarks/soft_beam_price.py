@@ -16,15 +16,28 @@ from machine import describe, peak_resident, reset_peak_resident
 
 from nmt.batching import Batch
 from nmt.models import RNNsearch, RNNsearchConfig
-from nmt.objectives import CrossEntropy, CrossEntropyConfig, SoftBeam, SoftBeamConfig
+from nmt.objectives import (
+    BSO,
+    BSOConfig,
+    CrossEntropy,
+    CrossEntropyConfig,
+    MinRisk,
+    MinRiskConfig,
+    SoftBeam,
+    SoftBeamConfig,
+)
 from nmt.search import SoftSearchConfig
 
-OBJECTIVES = ("cross_entropy", "token", "expected_bleu")
+OBJECTIVES = ("cross_entropy", "min_risk", "bso", "reachable_bleu", "token", "gold_in_beam", "expected_bleu")
 
 
 def make(name: str, chosen: argparse.Namespace):
     if name == "cross_entropy":
         return CrossEntropy(CrossEntropyConfig())
+    if name == "min_risk":
+        return MinRisk(MinRiskConfig(beam_size=chosen.beam_size))
+    if name == "bso":
+        return BSO(BSOConfig(beam_size=chosen.beam_size))
     search = SoftSearchConfig(beam_size=chosen.beam_size, candidates=chosen.candidates)
     return SoftBeam(SoftBeamConfig(loss=name, search=search))
 
