@@ -61,6 +61,26 @@ def test_trace_at_temperature_zero_shows_the_beam_itself(translator):
     assert trace[0].pieces == translator.target_vocabulary.pieces(best)
 
 
+def test_a_trace_with_hard_states_is_the_decoders_search(translator):
+    """The best of its hypotheses that ended is the translation; each slot has one parent, as dark as it is kept."""
+    trace = trace_beam(translator, LINE, SoftSearchConfig(3, 12, 0.4), steps=40, hard_states=True)
+    slots: list[tuple[str, ...]] = [()]
+    ended: list[tuple[float, tuple[str, ...]]] = []
+    for number, step in enumerate(trace, start=1):
+        held = step.scores > -torch.inf
+        assert (step.parents[held].count_nonzero(dim=1) == 1).all()
+        torch.testing.assert_close(step.parents.sum(1)[held], step.weights[held])
+        parents = step.parents.argmax(dim=1).tolist()
+        new = [(*slots[parent], piece) for parent, piece in zip(parents, step.pieces, strict=True)]
+        scores = step.scores.tolist()
+        ended += [(scores[m] / number, new[m][:-1]) for m in range(len(new)) if step.finished[m]]
+        slots = new
+    assert ended
+    best = translator.search([LINE], beam_size=3, max_ratio=0, max_extra=40)[0][0]
+    score, pieces = max(ended)
+    assert list(pieces) == best.pieces[: len(pieces)] and score == pytest.approx(best.score, abs=1e-4)
+
+
 def test_beam_picture_shows_slots_and_pieces(translator):
     trace = trace_beam(translator, LINE, SoftSearchConfig(3, 12, 0.4), steps=4)
     words = words_of(draw_beam(trace))
