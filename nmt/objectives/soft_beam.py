@@ -176,7 +176,7 @@ class SoftBeam(nn.Module):
         if self.config.loss == "token":
             return TokenLoss(batch, self.config.restart)
         if self.config.loss == "gold_in_beam":
-            return GoldInBeamLoss(model, batch)
+            return GoldInBeamLoss(batch)
         return BLEULoss(model, batch, self.config.sharpness, self.config.overrun)
 
     def _unroll(self, model: Seq2Seq, batch: Batch, temperature: float | Tensor) -> Loss:

@@ -69,11 +69,12 @@ class GoldInBeamLoss(SoftLoss):
     the reference has to be the first, not only in the beam.
     """
 
-    def __init__(self, model: Seq2Seq, batch: Batch) -> None:
+    def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.steps = batch.target.shape[1]
         rows = batch.target.shape[0]
         self.share = torch.ones(rows, 1, device=batch.target.device)
+        self.lost = torch.zeros(rows, dtype=torch.bool, device=batch.target.device)
         self.parts: list[Tensor] = []
         self.kept: list[Tensor] = []
 

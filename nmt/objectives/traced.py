@@ -84,7 +84,8 @@ def traced_loss(
             slopes = [slope + part for slope, part in zip(slopes, parts, strict=True)]
     value = torch.stack([term.detach() for term in terms.values()]).sum()
     weights = slopes[: len(leaves)]
-    largest = max(float(weight.abs().amax()) for weight in weights)
+    # One look for all steps: each would wait for a GPU.
+    largest = float(torch.stack([weight.abs().amax() for weight in weights]).amax())
 
     memory = model.encode(batch.source, batch.source_lengths)
     played = replay(model, memory, trace, weights, batch.target, batch.target_lengths, tolerance * largest)
