@@ -13,7 +13,6 @@ from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.prefix_bleu import PrefixBLEU
-from nmt.objectives.soft_bleu import count_reference
 from nmt.search.beam import expand, first_beam, log_normaliser, restart_beam
 from nmt.search.hard import hard_reparent, hard_select
 from nmt.tree import join_slots, map_tree, split_slots, take_slots, where_rows
@@ -67,7 +66,7 @@ class BSO:
         # The tag of a slot says whether it holds the reference's prefix.
         beam, tag = first_beam(model, memory, rows), torch.ones(rows, 1, dtype=torch.bool, device=target.device)
         gold_state, gold_score = model.start(memory), beam.scores.squeeze(1)
-        scorer = PrefixBLEU(target, count_reference(target, batch.target_lengths - 1), model.eos)
+        scorer = PrefixBLEU(target, batch.target_lengths - 1, model.eos)
         matches = scorer.start()
         gold_matches = scorer.start()
         gold_features: list[Tensor] = []
