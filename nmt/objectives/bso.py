@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
-from nmt.objectives.prefix_bleu import PrefixBLEU
+from nmt.objectives.prefix_bleu import PrefixBLEU, sentence_bleu, worth
 from nmt.search.beam import expand, first_beam, log_normaliser, restart_beam
 from nmt.search.hard import hard_reparent, hard_select
 from nmt.tree import join_slots, map_tree, split_slots, take_slots, where_rows
@@ -105,7 +106,8 @@ class BSO:
                 )
                 cost = torch.ones_like(gold_score)
                 if config.cost == "bleu":
-                    best = scorer.bleu(extended, (ended > 0) | last.unsqueeze(1))
+                    score = partial(sentence_bleu, reference_length=scorer.lengths)
+                    best = worth(scorer, extended, ended > 0, score)
                     cost = 1 - best.gather(1, rival).squeeze(1).to(cost.dtype)
                 violations = violations + violated.sum()
             losses.append(torch.where(violated, cost * excess, 0.0))

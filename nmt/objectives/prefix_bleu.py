@@ -1,11 +1,12 @@
 """BLEU of hypotheses while they grow: what a prefix has matched, and the best that it can still become."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from nmt.objectives.soft_bleu import ORDER, count_reference
+from nmt.objectives.soft_bleu import ORDER
 from nmt.objectives.words import WordBoundaries
 
 
@@ -28,7 +29,7 @@ class PrefixMatches(NamedTuple):
 
 
 class BLEUCounts(NamedTuple):
-    """What BLEU is computed from, a row a hypothesis.
+    """What BLEU is computed from.
 
     Attributes:
         matched: (..., 4), clipped matches of n-grams.
@@ -57,8 +58,10 @@ class PrefixBLEU:
     def __init__(self, target: Tensor, lengths: Tensor, eos: int, boundaries: WordBoundaries | None = None) -> None:
         self.eos = eos
         self.boundaries = boundaries
+        device = target.device
         rows, longest = target.shape
-        inside = torch.arange(longest, device=target.device) < lengths.unsqueeze(1)
+        places = torch.arange(longest, device=device)
+        inside = places < lengths.unsqueeze(1)
         previous = torch.nn.functional.pad(target[:, :-1], (1, 0), value=-1)
         # EOS and padding begin a word each that has no place among the reference's.
         self.begins = self._begins(target, previous) | ~inside
@@ -66,27 +69,44 @@ class PrefixBLEU:
         self.target = target.masked_fill(~inside, -1)
         self.lengths = (self.begins & inside).sum(dim=1)
         self.word = (self.begins.cumsum(dim=1) - 1).clamp_min(0)
-        words = int(self.lengths.max()) if rows else 0
-        places = torch.arange(longest, device=target.device).expand(rows, -1)
-        ends = torch.zeros(rows, longest + 1, dtype=torch.long, device=target.device)
-        self.ends = ends.scatter_reduce(1, self.word, places, "amax")[:, : max(words, 1)]
+        words = max(int(self.lengths.max()), 1)
+        ends = torch.zeros(rows, longest + 1, dtype=torch.long, device=device)
+        self.ends = ends.scatter_reduce(1, self.word, places.expand(rows, -1), "amax")[:, :words]
         # Two words are the same if their pieces are: compared by a polynomial of them, modulo 2^64.
         code, codes = torch.zeros_like(self.lengths), []
         for place in range(longest):
             code = torch.where(self.begins[:, place], 0, code * 6_364_136_223_846_793_005) + target[:, place] + 1
             codes.append(code)
         spelled = torch.stack(codes, dim=1).gather(1, self.ends)
-        # Counts by where an n-gram ends instead of where it begins.
-        self.counts = torch.zeros(*spelled.shape, ORDER, device=target.device)
-        for n, counts in enumerate(count_reference(spelled, self.lengths).counts):
-            self.counts[:, n:, n] = counts
-        self.orders = torch.arange(ORDER, device=target.device)
-        self.totals = (self.lengths.unsqueeze(1) - self.orders).clamp_min(0).float()
+        self.orders = torch.arange(ORDER, device=device)
+        self._count(spelled)
+
+    def _count(self, spelled: Tensor) -> None:
+        """Tables of the references' n-grams, each at the word where it ends, from (batch, words) codes."""
+        words = spelled.shape[1]
+        inside = torch.arange(words, device=spelled.device) < self.lengths.unsqueeze(1)
+        one = (spelled.unsqueeze(2) == spelled.unsqueeze(1)) & inside.unsqueeze(2) & inside.unsqueeze(1)
+        alike = [one]
+        for _ in range(1, ORDER):
+            alike.append(torch.nn.functional.pad(alike[-1][:, :-1, :-1], (1, 0, 1, 0)) & one)
+        same = torch.stack(alike, dim=3).float()
+        counts = same.sum(dim=2)
+        # Each of the places of an n-gram sees the same clipped count.
+        self.share = 1 / counts.clamp_min(1) * (counts > 0)
+        # Of a suffix that begins behind `cut` words, when the `run` words before match: the n-grams that it adds ...
+        cut = torch.arange(words + 1, device=spelled.device).view(-1, 1, 1, 1)
+        run = torch.arange(ORDER + 1, device=spelled.device).view(-1, 1, 1)
+        place = torch.arange(words, device=spelled.device).view(-1, 1)
+        added = ((place >= cut) & (self.orders - (place - cut) <= run)).float()
+        self.added = torch.einsum("bwn,crwn->bcrn", (counts > 0).float(), added)
+        # ... and how many of an n-gram's occurrences it leaves to the prefix.
+        self.left = counts.unsqueeze(1).unsqueeze(1) - torch.einsum("bvwn,crwn->bcrvn", same, added)
+        self.suffixes = torch.arange(words + 1, device=spelled.device)
 
     def start(self) -> PrefixMatches:
         rows, longest = self.target.shape
         zeros = torch.zeros(rows, 1, longest, device=self.target.device)
-        seen = torch.zeros_like(self.counts).unsqueeze(1)
+        seen = torch.zeros_like(self.share).unsqueeze(1)
         return PrefixMatches(zeros, seen, zeros[..., 0], torch.full_like(self.target[:, :1], -1))
 
     def extend(self, matches: PrefixMatches, tokens: Tensor) -> PrefixMatches:
@@ -104,33 +124,35 @@ class PrefixBLEU:
         length = matches.length + (grows & begins)
         return PrefixMatches(run, seen, length, tokens)
 
-    def counts_of(self, matches: PrefixMatches, finished: Tensor) -> BLEUCounts:
-        """The counts (batch, slots) of finished hypotheses; of the others, those that they reach if all words to come,
-        up to the reference's length, match the reference as far as what stands allows."""
-        counts = self.counts.unsqueeze(1)
+    def finished(self, matches: PrefixMatches) -> BLEUCounts:
+        """The counts (batch, slots) of prefixes that have read EOS."""
+        counts = self.left[:, -1, 0].unsqueeze(1)
+        matched = (torch.minimum(matches.seen, counts) * self.share.unsqueeze(1)).sum(dim=2)
+        return BLEUCounts(matched, self._totals(matches.length), matches.length)
 
-        def clipped(seen: Tensor) -> Tensor:
-            return (torch.minimum(seen, counts) / counts.clamp_min(1)).sum(dim=2)
+    def completed(self, matches: PrefixMatches) -> tuple[BLEUCounts, Tensor]:
+        """The counts (batch, slots, words + 1) of prefixes, each completed by each suffix of its reference, the longest
+        first, and which of them there are, (batch, 1, words + 1).
 
-        matched = clipped(matches.seen)
-        rest = (self.lengths.unsqueeze(1) - matches.length).clamp_min(0).unsqueeze(2)
-        # The word that stands last may be whole or go on to be what it matches so far.
-        rows, slots, _ = matches.run.shape
-        opened = matches.run.new_zeros(rows, slots, matches.run.shape[2] + 1)
+        The word that stands last counts as whole where a word of the reference begins so. Of the n-grams that begin in
+        the prefix and end in the suffix, those match that are the reference's at that place.
+        """
+        rows, slots, longest = matches.run.shape
+        opened = matches.run.new_zeros(rows, slots, longest + 1)
         opened = opened.scatter_reduce(2, self.word.unsqueeze(1).expand(-1, slots, -1), matches.run, "amax")
-        opened = opened[..., : self.ends.shape[1]].unsqueeze(3) > self.orders
-        gain = (clipped(matches.seen + opened) - matched).clamp_max(1)
-        # An n-gram that begins in the prefix can match only where the prefix ends in a match.
-        run = matches.run.amax(dim=2, keepdim=True)
-        broken = (torch.minimum(self.orders, matches.length.unsqueeze(2)) - run).clamp_min(0)
-        gain = torch.minimum(gain + (rest - broken).clamp_min(0), self.totals.unsqueeze(1) - matched)
-        matched = matched + torch.where(finished.unsqueeze(2), 0.0, gain.clamp_min(0))
-        length = matches.length + torch.where(finished, 0.0, rest.squeeze(2))
-        return BLEUCounts(matched, (length.unsqueeze(2) - self.orders).clamp_min(0), length)
+        opened = opened[..., : self.ends.shape[1]]
+        seen = matches.seen + (opened.unsqueeze(3) > self.orders)
+        run = torch.nn.functional.pad(opened, (1, 0)).long()
+        which = torch.arange(rows, device=run.device).view(-1, 1, 1), self.suffixes, run
+        matched = torch.einsum("bscwn,bwn->bscn", torch.minimum(seen.unsqueeze(2), self.left[which]), self.share)
+        wanted = self.lengths.view(-1, 1, 1)
+        length = matches.length.unsqueeze(2) + (wanted - self.suffixes).clamp_min(0)
+        total = self._totals(length)
+        matched = torch.minimum(matched + self.added[which], total)
+        return BLEUCounts(matched, total, length), self.suffixes <= wanted
 
-    def bleu(self, matches: PrefixMatches, finished: Tensor) -> Tensor:
-        """Smoothed sentence BLEU (batch, slots) of finished hypotheses; the best within reach of the others."""
-        return sentence_bleu(self.counts_of(matches, finished), self.lengths.unsqueeze(1))
+    def _totals(self, length: Tensor) -> Tensor:
+        return (length.unsqueeze(-1) - self.orders).clamp_min(0)
 
     def _begins(self, tokens: Tensor, previous: Tensor) -> Tensor:
         if self.boundaries is None:
@@ -141,8 +163,28 @@ class PrefixBLEU:
         return run.gather(2, self.ends.unsqueeze(1).expand(-1, run.shape[1], -1))
 
 
+def worth(scorer: PrefixBLEU, matches: PrefixMatches, ended: Tensor, score: Callable[[BLEUCounts], Tensor]) -> Tensor:
+    """What prefixes are worth, (batch, slots): the score of those that have ended; of another the score of its best
+    completion by a suffix of the reference.
+
+    Args:
+        scorer, matches: the prefixes.
+        ended: (batch, slots), true where a prefix has read EOS.
+        score: of counts (batch, ...).
+    """
+    counts, there = scorer.completed(matches)
+    best = score(counts).masked_fill(~there, -torch.inf).amax(dim=2)
+    return torch.where(ended, score(scorer.finished(matches)), best)
+
+
 def sentence_bleu(counts: BLEUCounts, reference_length: Tensor) -> Tensor:
-    """BLEU of single sentences, in [0, 1], add-one smoothed for n > 1 (Lin and Och, COLING 2004)."""
+    """BLEU of single sentences, in [0, 1], add-one smoothed for n > 1 (Lin and Och, COLING 2004).
+
+    Args:
+        counts: (batch, ...).
+        reference_length: (batch,).
+    """
+    reference_length = reference_length.view(-1, *(1,) * (counts.length.dim() - 1))
     smooth = torch.zeros(ORDER, device=counts.total.device).index_fill_(
         0, torch.arange(1, ORDER, device=counts.total.device), 1
     )

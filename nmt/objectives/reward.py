@@ -1,6 +1,8 @@
 """What a hypothesis is worth, and what a prefix can still become worth: BLEU of its sentence or of the whole corpus."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 from nmt.batching import Batch
 from nmt.errors import UserError
-from nmt.objectives.prefix_bleu import BLEUCounts, PrefixBLEU, sentence_bleu
+from nmt.objectives.prefix_bleu import BLEUCounts, PrefixBLEU, PrefixMatches, sentence_bleu, worth
 from nmt.objectives.soft_bleu import ORDER
 from nmt.objectives.words import WordBoundaries
 from nmt.search.trace import Trace
@@ -83,51 +85,66 @@ class Reward(nn.Module):
         references."""
         boundaries = None if self.boundaries is None else self.boundaries.to(batch.target.device)
         scorer = PrefixBLEU(batch.target, batch.target_lengths - 1, eos, boundaries)
-        found = candidate_counts(trace, scorer)
+        found = candidate_matches(trace, scorer)
         steps = torch.stack([(step.candidates.scores > -torch.inf).any(dim=1) for step in trace.steps]).sum(dim=0)
         if self.config.bleu == "sentence":
-            values = [sentence_bleu(counts, scorer.lengths.unsqueeze(1)) for counts in found]
+            score = partial(sentence_bleu, reference_length=scorer.lengths)
+            values = self._values(trace, scorer, found, score)
             return Worth(values, torch.full_like(values[0][:, 0], 1 / len(steps)), steps), {}
         with torch.no_grad():
-            now = torch.cat([first_counts(trace, found), scorer.lengths.unsqueeze(1), steps.unsqueeze(1)], dim=1)
+            now = torch.cat(
+                [first_counts(trace, scorer, found), scorer.lengths.unsqueeze(1), steps.unsqueeze(1)], dim=1
+            )
             now = torch.nn.functional.pad(now.double().sum(dim=0), (0, 1), value=len(steps))
             self.corpus.mul_(self.config.memory).add_(now)
         matched, total, (length, wanted, walked, sentences) = self.corpus.split([ORDER, ORDER, 4])
         matched, total, length = matched.clamp_min(0.5), total.clamp_min(0.5), length.clamp_min(0.5)
         bleu = ((matched / total).log().mean() + (1 - wanted / length).clamp_max(0)).exp()
         short = length < wanted
-        values = []
-        for counts in found:
-            change = (counts.matched / matched - counts.total / total).mean(dim=-1)
-            brevity = wanted * counts.length / length.square() - scorer.lengths.unsqueeze(1) / length
-            change = change + torch.where(short, brevity, 0.0)
-            values.append((bleu * (1 + sentences * change)).to(counts.matched.dtype))
+
+        def first_order(counts: BLEUCounts) -> Tensor:
+            change = (counts.matched / matched.to(counts.matched) - counts.total / total.to(counts.total)).mean(dim=-1)
+            reference = scorer.lengths.view(-1, *(1,) * (counts.length.dim() - 1))
+            brevity = (wanted / length.square()).to(change) * counts.length - reference / length.to(change)
+            return bleu.to(change) * (1 + sentences.to(change) * (change + short * brevity))
+
+        values = self._values(trace, scorer, found, first_order)
         # A word has the same weight in all sentences and batches.
         mean = wanted / sentences
         weight = (mean / scorer.lengths.sum().clamp_min(1)).to(values[0].dtype).expand(len(steps))
         divisor = (walked / sentences).to(values[0].dtype).expand(len(steps))
         return Worth(values, weight, divisor), {"corpus_bleu": bleu, "corpus_length": length / wanted}
 
+    def _values(
+        self,
+        trace: Trace,
+        scorer: PrefixBLEU,
+        found: list[PrefixMatches],
+        score: Callable[[BLEUCounts], Tensor],
+    ) -> list[Tensor]:
+        return [worth(scorer, matches, step.ended, score) for matches, step in zip(found, trace.steps, strict=True)]
 
-def candidate_counts(trace: Trace, scorer: PrefixBLEU) -> list[BLEUCounts]:
-    """For each step (batch, C): the counts of a candidate that has ended, the best within reach of another."""
+
+def candidate_matches(trace: Trace, scorer: PrefixBLEU) -> list[PrefixMatches]:
+    """For each step the matches (batch, C) of the candidates."""
     matches = scorer.start()
     found = []
     for number, step in enumerate(trace.steps):
         extended = scorer.extend(take_slots(matches, step.candidates.slots), step.candidates.tokens)
-        found.append(scorer.counts_of(extended, step.ended))
+        found.append(extended)
         width = trace.selected(number)
         matches = map_tree(lambda leaf, width=width: leaf[:, :width], extended)
     return found
 
 
-def first_counts(trace: Trace, found: list[BLEUCounts]) -> Tensor:
+def first_counts(trace: Trace, scorer: PrefixBLEU, found: list[PrefixMatches]) -> Tensor:
     """(batch, 9): matches, n-grams and words of the hypothesis that the search ranks first."""
     scores, counts = [], []
-    for number, (step, part) in enumerate(zip(trace.steps, found, strict=True)):
+    for number, (step, matches) in enumerate(zip(trace.steps, found, strict=True)):
         width = trace.selected(number)
         ranked = step.candidates.scores[:, :width] / float(number + 1) ** trace.alpha
         scores.append(ranked.masked_fill(~step.ended[:, :width], -torch.inf))
+        part = scorer.finished(matches)
         counts.append(torch.cat([part.matched, part.total, part.length.unsqueeze(2)], dim=2)[:, :width])
     best = torch.cat(scores, dim=1).argmax(dim=1)
     return torch.cat(counts, dim=1)[torch.arange(len(best), device=best.device), best]

@@ -1,15 +1,15 @@
 """BLEU of prefixes: sacreBLEU's where they have ended, and the definition, word by word, of what is within reach."""
 
-import itertools
 import math
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmt.objectives.prefix_bleu import PrefixBLEU
+from nmt.objectives.prefix_bleu import PrefixBLEU, sentence_bleu, worth
 from nmt.objectives.words import word_boundaries
 from tests.unit.test_soft_bleu import sacre
 
@@ -34,7 +34,8 @@ def score(hypotheses, reference, ended, boundaries=None):
         for token in [*hypothesis, EOS] if ended else hypothesis:
             matches = scorer.extend(matches, torch.tensor([[token]]))
         assert matches.length.item() == len(words_of(hypothesis, boundaries))
-        values.append(scorer.bleu(matches, torch.tensor([[ended]])).item())
+        bleu = partial(sentence_bleu, reference_length=scorer.lengths)
+        values.append(worth(scorer, matches, torch.tensor([[ended]]), bleu).item())
     return values
 
 
@@ -82,72 +83,62 @@ def test_an_ended_prefix_has_sacrebleus_score_of_its_words(hypotheses, reference
 
 
 def within_reach(prefix, reference, boundaries=None):
-    """From the docstring: the words to come, up to the reference's length, match as far as what stands allows, and the
-    last word may go on to be what it matches so far."""
+    """The best completion by a suffix of the reference; a last word that one of the reference's begins with may be
+    that word."""
     mine, theirs = words_of(prefix, boundaries), words_of(reference, boundaries)
-    done, rest = mine[:-1], max(0, len(theirs) - len(mine))
-    # For each place of the reference: how many words the prefix matches up to it, its last one as far as it is there.
-    run = []
-    for place, word in enumerate(theirs):
-        same = 0
-        if mine and word[: len(mine[-1])] == mine[-1]:
-            same = 1
-            while same < min(4, place + 1, len(mine)) and mine[-1 - same] == theirs[place - same]:
-                same += 1
-        run.append(same)
-    length, log_precision = len(mine) + rest, 0.0
+    ways = [[*mine[:-1], last] for last in meant(mine, theirs)] if mine else [[]]
+    return max(completed(way, theirs, cut) for cut in range(len(theirs) + 1) for way in ways)
+
+
+def completed(words, reference, cut):
+    """Sentence BLEU by its definition, but for the n-grams that begin in `words` and end in the suffix: those match at
+    their own place or not at all."""
+    whole, log_precision = words + reference[cut:], 0.0
     for n in range(1, 5):
-        total, possible = max(0, length - n + 1), max(0, len(theirs) - n + 1)
-        grams = Counter(tuple(theirs[i : i + n]) for i in range(possible))
-        found = Counter(tuple(done[i : i + n]) for i in range(len(done) - n + 1))
-        last = {tuple(theirs[place - n + 1 : place + 1]) for place, same in enumerate(run) if same >= n}
-        opened = min(1, sum(found[gram] < grams[gram] for gram in last))
-        matched = sum(min(found[gram], grams[gram]) for gram in grams)
-        # The first n-grams of the rest begin in the prefix, which has to end in a match that is long enough.
-        broken = max(0, min(n - 1, len(mine)) - max(run))
-        matched += min(opened + max(0, rest - broken), possible - matched)
-        if n == 1 and matched == 0:
+        grams = Counter(tuple(reference[i : i + n]) for i in range(len(reference) - n + 1))
+        found = Counter()
+        for i in range(len(whole) - n + 1):
+            gram, place = tuple(whole[i : i + n]), i - len(words) + cut
+            across = i < len(words) < i + n
+            found[gram] += not across or (place >= 0 and gram == tuple(reference[place : place + n]))
+        matched, total = sum(min(found[gram], grams[gram]) for gram in grams), max(0, len(whole) - n + 1)
+        if matched == 0 and n == 1:
             return 0.0
         log_precision += math.log(matched / total if n == 1 else (matched + 1) / (total + 1)) / 4
-    return math.exp(log_precision)
+    return math.exp(log_precision + min(0.0, 1 - len(reference) / len(whole)))
 
 
-@settings(max_examples=200, deadline=None)
+def meant(mine, theirs):
+    """The words that the last one may be."""
+    return {mine[-1]} | {word for word in theirs if word[: len(mine[-1])] == mine[-1]}
+
+
+@settings(max_examples=300, deadline=None)
 @given(st.lists(tokens, min_size=1, max_size=4), tokens.filter(bool))
 def test_an_open_prefix_has_what_is_within_its_reach(hypotheses, reference):
     expected = [within_reach(h, reference) for h in hypotheses]
     assert score(hypotheses, reference, False) == pytest.approx(expected, abs=1e-6)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(4, 9), max_size=9), st.lists(st.integers(4, 9), max_size=6, unique=True).filter(bool))
+def test_where_no_word_stands_twice_it_is_the_best_completion(hypothesis, reference):
+    expected = max(sacre(hypothesis + reference[cut:], reference) for cut in range(len(reference) + 1))
+    assert score([hypothesis], reference, False) == pytest.approx([expected], abs=1e-6)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(spelled, min_size=1, max_size=4), spelled.filter(bool))
 def test_an_open_prefix_has_what_is_within_the_reach_of_its_words(hypotheses, reference):
-    expected = [within_reach(h, reference, BOUNDARIES) for h in hypotheses]
-    assert score(hypotheses, reference, False, BOUNDARIES) == pytest.approx(expected, abs=1e-6)
-
-
-@settings(max_examples=100, deadline=None)
-@given(tokens.filter(bool), st.data())
-def test_no_completion_of_the_references_length_is_better(reference, data):
-    whole = data.draw(st.lists(st.integers(4, 7), min_size=len(reference), max_size=len(reference)))
-    best = [score([whole[:cut]], reference, False)[0] for cut in range(len(whole) + 1)]
-    assert best[0] == pytest.approx(1.0)
-    assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(best))
-    assert sacre(whole, reference) <= best[-1] + 1e-6
-
-
-@settings(max_examples=200, deadline=None)
-@given(spelled.filter(bool), spelled)
-def test_what_is_within_reach_of_words_only_falls(reference, whole):
-    wanted = len(words_of(reference, BOUNDARIES))
-    while len(words_of(whole, BOUNDARIES)) > wanted:
-        whole = whole[:-1]
-    best = score([whole[:cut] for cut in range(len(whole) + 1)], reference, False, BOUNDARIES)
-    assert best[0] == pytest.approx(1.0)
-    assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(best))
-    ended = score([whole], reference, True, BOUNDARIES)[0]
-    if len(words_of(whole, BOUNDARIES)) == wanted:
-        assert ended <= best[-1] + 1e-6
+    """But a last word that begins two of the reference's counts as both."""
+    words = words_of(reference, BOUNDARIES)
+    found = score(hypotheses, reference, False, BOUNDARIES)
+    for hypothesis, value in zip(hypotheses, found, strict=True):
+        expected, mine = within_reach(hypothesis, reference, BOUNDARIES), words_of(hypothesis, BOUNDARIES)
+        assert 0 <= value <= 1 + 1e-6
+        assert value >= expected - 1e-6
+        if not mine or sum(word[: len(mine[-1])] == mine[-1] for word in set(words)) <= 1:
+            assert value == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_references_prefixes_reach_all_and_a_wrong_token_costs_at_once():

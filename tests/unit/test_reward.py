@@ -6,7 +6,7 @@ from sacrebleu.metrics.bleu import BLEU
 
 from nmt.objectives import RewardConfig
 from nmt.objectives.prefix_bleu import PrefixBLEU
-from nmt.objectives.reward import Reward, candidate_counts, first_counts
+from nmt.objectives.reward import Reward, candidate_matches, first_counts
 from nmt.search import SearchConfig, beam_search
 from nmt.search.trace import trace_search
 from tests.conftest import random_batch
@@ -80,10 +80,15 @@ def test_a_value_is_the_derivative_of_corpus_bleu(found, longer):
         return float((matched / total).log().mean().add(brevity).exp())
 
     scorer = PrefixBLEU(batch.target, batch.target_lengths - 1, EOS)
+    checked = 0
     before, move = bleu(matched, total, length, wanted), 1e-6
-    for counts, values in zip(candidate_counts(trace, scorer), worth.values, strict=True):
-        for row in range(0, 24, 7):
-            for place in range(0, values.shape[1], 4):
+    for step, matches, values in zip(trace.steps, candidate_matches(trace, scorer), worth.values, strict=True):
+        counts = scorer.finished(matches)
+        for row in range(0, 24, 3):
+            for place in range(values.shape[1]):
+                if not step.ended[row, place]:
+                    continue
+                checked += 1
                 after = bleu(
                     matched + move * counts.matched[row, place],
                     total + move * counts.total[row, place],
@@ -92,6 +97,7 @@ def test_a_value_is_the_derivative_of_corpus_bleu(found, longer):
                 )
                 change = (after - before) / move * 24
                 assert values[row, place].item() == pytest.approx(before + change, abs=1e-4)
+    assert checked > 5
 
 
 def test_the_corpus_is_a_decaying_sum_that_a_checkpoint_keeps(found):
@@ -99,7 +105,7 @@ def test_the_corpus_is_a_decaying_sum_that_a_checkpoint_keeps(found):
     reward, again = Reward(RewardConfig(memory=0.5)), Reward(RewardConfig(memory=0.5))
     reward(trace, batch, EOS)
     scorer = PrefixBLEU(batch.target, batch.target_lengths - 1, EOS)
-    once = first_counts(trace, candidate_counts(trace, scorer)).sum(dim=0)
+    once = first_counts(trace, scorer, candidate_matches(trace, scorer)).sum(dim=0)
     assert reward.corpus[:9].tolist() == pytest.approx(once.tolist())
     again.load_state_dict(reward.state_dict())
     again(trace, batch, EOS)
