@@ -18,23 +18,17 @@ from nmt.evaluation import Score, bleu
 from nmt.objectives import BSO, CrossEntropy, MinRisk, Objective, ScheduledSampling, SoftBeam
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import shifted
-from nmt.objectives.words import WordBoundaries, word_boundaries
 from nmt.search import beam_search
 
 
-def make_objective(config: TrainConfig, boundaries: WordBoundaries | None = None) -> Objective:
-    """The objective that the configuration names.
-
-    Args:
-        config: all settings.
-        boundaries: which pieces of the target vocabulary begin a word; None: each is one.
-    """
+def make_objective(config: TrainConfig) -> Objective:
+    """The objective that the configuration names."""
     makers: dict[str, Callable[[], Objective]] = {
         "cross_entropy": lambda: CrossEntropy(config.cross_entropy),
         "scheduled_sampling": lambda: ScheduledSampling(config.scheduled_sampling),
-        "min_risk": lambda: MinRisk(config.min_risk, boundaries),
+        "min_risk": lambda: MinRisk(config.min_risk),
         "bso": lambda: BSO(config.bso),
-        "soft_beam": lambda: SoftBeam(config.soft_beam, boundaries=boundaries),
+        "soft_beam": lambda: SoftBeam(config.soft_beam),
     }
     return makers[config.objective]()
 
@@ -63,9 +57,7 @@ class TranslationModule(pl.LightningModule):
         self.config = config
         self.checkpoint = checkpoint
         self.model = checkpoint.model
-        vocabulary = checkpoint.target_vocabulary
-        boundaries = word_boundaries(vocabulary.pieces(range(len(vocabulary))))
-        self.objective = make_objective(config, boundaries)
+        self.objective = make_objective(config)
         self.data = data
         # What training by beam search is to gain shows beside greedy search.
         self.dev_searches = {"bleu": config.search}

@@ -4,7 +4,6 @@ from nmt.objectives.bso import BSO, BSOConfig
 from nmt.objectives.cross_entropy import CrossEntropy, CrossEntropyConfig
 from nmt.objectives.min_risk import MinRisk, MinRiskConfig
 from nmt.objectives.objective import Loss, Objective
-from nmt.objectives.reward import RewardConfig
 from nmt.objectives.scheduled_sampling import ScheduledSampling, ScheduledSamplingConfig
 from nmt.objectives.soft_beam import SoftBeam, SoftBeamConfig, TemperatureConfig
 
@@ -17,7 +16,6 @@ __all__ = [
     "MinRisk",
     "MinRiskConfig",
     "Objective",
-    "RewardConfig",
     "ScheduledSampling",
     "ScheduledSamplingConfig",
     "SoftBeam",

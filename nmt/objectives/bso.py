@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -13,7 +12,8 @@ from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
-from nmt.objectives.prefix_bleu import PrefixBLEU, sentence_bleu, worth
+from nmt.objectives.prefix_bleu import PrefixBLEU
+from nmt.objectives.soft_bleu import count_reference
 from nmt.search.beam import expand, first_beam, log_normaliser, restart_beam
 from nmt.search.hard import hard_reparent, hard_select
 from nmt.tree import join_slots, map_tree, split_slots, take_slots, where_rows
@@ -67,7 +67,7 @@ class BSO:
         # The tag of a slot says whether it holds the reference's prefix.
         beam, tag = first_beam(model, memory, rows), torch.ones(rows, 1, dtype=torch.bool, device=target.device)
         gold_state, gold_score = model.start(memory), beam.scores.squeeze(1)
-        scorer = PrefixBLEU(target, batch.target_lengths - 1, model.eos)
+        scorer = PrefixBLEU(target, count_reference(target, batch.target_lengths - 1), model.eos)
         matches = scorer.start()
         gold_matches = scorer.start()
         gold_features: list[Tensor] = []
@@ -106,8 +106,7 @@ class BSO:
                 )
                 cost = torch.ones_like(gold_score)
                 if config.cost == "bleu":
-                    score = partial(sentence_bleu, reference_length=scorer.lengths)
-                    best = worth(scorer, extended, ended > 0, score)
+                    best = scorer.bleu(extended, (ended > 0) | last.unsqueeze(1))
                     cost = 1 - best.gather(1, rival).squeeze(1).to(cost.dtype)
                 violations = violations + violated.sum()
             losses.append(torch.where(violated, cost * excess, 0.0))

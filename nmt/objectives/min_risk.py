@@ -1,17 +1,15 @@
 """Minimum risk training: expected sentence BLEU over the hypotheses of the hard beam search."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.objective import Loss
-from nmt.objectives.reward import Reward, RewardConfig, Worth
 from nmt.objectives.traced import Figures, pool_risk, traced_loss
-from nmt.objectives.words import WordBoundaries
 from nmt.search.trace import Trace
 
 
@@ -27,8 +25,6 @@ class MinRiskConfig:
     """Hypotheses are ranked and weighed by score = log p / |y|^alpha."""
     sharpness: float = 10.0
     """The weight of a hypothesis is the softmax of sharpness * score."""
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    """What a hypothesis is worth."""
     overrun: int = 5
     """Tokens by which a hypothesis may be longer than its reference."""
     cross_entropy: float = 0.1
@@ -48,31 +44,23 @@ class MinRiskConfig:
             raise UserError(f"min_risk.label_smoothing is {self.label_smoothing}; give a share from 0 up to 1")
 
 
-class MinRisk(nn.Module):
-    """1 - sum over the finished hypotheses of softmax(sharpness * score) * reward, a mean over the sentences.
+class MinRisk:
+    """1 - sum over the finished hypotheses of softmax(sharpness * score) * BLEU, a mean over the sentences."""
 
-    Args:
-        config: its settings.
-        boundaries: which pieces begin a word; None: each is one.
-    """
-
-    def __init__(self, config: MinRiskConfig, boundaries: WordBoundaries | None = None) -> None:
-        super().__init__()
+    def __init__(self, config: MinRiskConfig) -> None:
         self.config = config
-        self.reward = Reward(config.reward, boundaries)
 
-    def forward(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
+    def __call__(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
         config = self.config
 
-        def risk(trace: Trace, scores: list[Tensor], worth: Worth) -> tuple[Figures, Figures]:
-            found, figures = pool_risk(trace, scores, worth, config.sharpness)
+        def risk(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Figures, Figures]:
+            found, figures = pool_risk(trace, scores, values, config.sharpness)
             return {"risk": found}, figures
 
         return traced_loss(
             model,
             batch,
             risk,
-            self.reward,
             beam_size=config.beam_size,
             candidates=config.beam_size,
             alpha=config.alpha,

@@ -18,10 +18,8 @@ from nmt.errors import UserError, did_you_mean
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
-from nmt.objectives.reward import Reward, RewardConfig, Worth
 from nmt.objectives.soft_losses import BLEULoss, GoldInBeamLoss, SoftLoss, TokenLoss
 from nmt.objectives.traced import Figures, is_open, pool_risk, traced_loss
-from nmt.objectives.words import WordBoundaries
 from nmt.search.beam import first_beam, restart_beam
 from nmt.search.soft import Operator, SoftSearchConfig, soft_advance
 from nmt.search.trace import Trace
@@ -90,8 +88,6 @@ class SoftBeamConfig:
     risk: float = 0.3
     """reachable_bleu: weight of the risk, 1 - sum of softmax(10 * score) * BLEU over the hypotheses that the search
     finished, score = log p / |y|, that is added."""
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    """reachable_bleu: what a hypothesis is worth."""
     tolerance: float = 0.01
     """reachable_bleu: prefixes whose log-probabilities all weigh less than this share of the batch's largest weight
     are not decoded again."""
@@ -131,18 +127,11 @@ class SoftBeam(nn.Module):
     Args:
         config: its settings.
         operator: instead of the configuration's; any function of the signature of `nmt.topk`.
-        boundaries: which pieces begin a word; None: each is one.
     """
 
-    def __init__(
-        self,
-        config: SoftBeamConfig,
-        operator: Operator | None = None,
-        boundaries: WordBoundaries | None = None,
-    ) -> None:
+    def __init__(self, config: SoftBeamConfig, operator: Operator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.reward = Reward(config.reward, boundaries)
         if operator is None:
             operator = OPERATORS[config.operator].operator
             if operator not in (soft_topk, sorted_soft_topk):
@@ -163,16 +152,15 @@ class SoftBeam(nn.Module):
         """The loss on the states of the hard search."""
         config = self.config
 
-        def loss(trace: Trace, scores: list[Tensor], worth: Worth) -> tuple[Figures, Figures]:
-            reached, figures = reachable_bleu(trace, scores, worth, self.operator, temperature, config.sharpness)
-            risk, more = pool_risk(trace, scores, worth, RISK_SHARPNESS)
+        def loss(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Figures, Figures]:
+            reached, figures = reachable_bleu(trace, scores, values, self.operator, temperature, config.sharpness)
+            risk, more = pool_risk(trace, scores, values, RISK_SHARPNESS)
             return {"reach": 1 - reached, "risk": config.risk * risk}, figures | more
 
         return traced_loss(
             model,
             batch,
             loss,
-            self.reward,
             beam_size=config.search.beam_size,
             candidates=config.search.candidates,
             alpha=1.0,
@@ -274,7 +262,7 @@ def without_masks(operator: Operator) -> Operator:
 def reachable_bleu(
     trace: Trace,
     scores: list[Tensor],
-    worth: Worth,
+    values: list[Tensor],
     operator: Operator,
     temperature: float | Tensor,
     sharpness: float,
@@ -283,7 +271,7 @@ def reachable_bleu(
     each slot weighed by the softmax of its score; the mean over the sentences.
 
     Args:
-        trace, scores, worth: see `nmt.objectives.traced.TraceLoss`.
+        trace, scores, values: see `nmt.objectives.traced.TraceLoss`.
         operator: a soft top-k: (C, k) with a column a slot, or (C,), where all slots weigh alike.
         temperature: of the operator, in nats.
         sharpness: of the softmax.
@@ -291,7 +279,7 @@ def reachable_bleu(
     total = torch.zeros_like(scores[0][:, 0])
     steps = torch.zeros_like(total)
     softness, entropy = torch.zeros_like(total), torch.zeros_like(total)
-    for step, score, value in zip(trace.steps, scores, worth.values, strict=True):
+    for step, score, value in zip(trace.steps, scores, values, strict=True):
         live = is_open(step)
         size = min(trace.beam_size, score.shape[1])
         score = torch.where(live.unsqueeze(1), score, 0.0)
@@ -306,7 +294,7 @@ def reachable_bleu(
             softness += torch.where(live, (kept * (1 - kept)).sum(dim=1) / size, 0.0)
             entropy += torch.where(live, slot_entropy(score[:, :size]), 0.0)
         steps += live
-    reached = (worth.sentences * total / worth.steps).sum()
+    reached = (total / steps).mean()
     figures = {"reached_bleu": reached, "softness": (softness / steps).mean(), "slot_entropy": (entropy / steps).mean()}
     return reached, {name: figure.detach() for name, figure in figures.items()}
 

@@ -15,21 +15,23 @@ from nmt.batching import Batch
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.likelihood import weighted_log_likelihood
 from nmt.objectives.objective import Loss
-from nmt.objectives.reward import Reward, Worth
+from nmt.objectives.prefix_bleu import PrefixBLEU
+from nmt.objectives.soft_bleu import count_reference
 from nmt.search.replay import replay
 from nmt.search.trace import Trace, TraceStep, trace_search
+from nmt.tree import map_tree, take_slots
 
 Figures = dict[str, Tensor]
-TraceLoss = Callable[[Trace, list[Tensor], Worth], tuple[Figures, Figures]]
-"""(trace, scores, worth) -> the terms of the loss by name, differentiable in the scores, and figures. For each step
-(batch, C) the scores are those of the candidates, -inf where there is none."""
+TraceLoss = Callable[[Trace, list[Tensor], list[Tensor]], tuple[Figures, Figures]]
+"""(trace, scores, values) -> the terms of the loss by name, differentiable in the scores, and figures. For each step
+(batch, C): the scores are those of the candidates, -inf where there is none; the values are their BLEU (see
+`PrefixBLEU.bleu`)."""
 
 
 def traced_loss(
     model: Seq2Seq,
     batch: Batch,
     loss: TraceLoss,
-    reward: Reward,
     *,
     beam_size: int,
     candidates: int,
@@ -50,7 +52,6 @@ def traced_loss(
     Args:
         model, batch: what is trained on what.
         loss: what is minimised.
-        reward: what candidates are worth.
         beam_size, candidates, alpha, n_best: see `trace_search`.
         overrun: tokens by which a hypothesis may be longer than its reference.
         tolerance: weights below this share of the batch's largest are dropped; see `replay`.
@@ -64,14 +65,13 @@ def traced_loss(
         memory = model.encode(batch.source, batch.source_lengths)
         limits = batch.target_lengths + overrun
         trace = trace_search(model, memory, limits, beam_size, candidates, alpha=alpha, n_best=n_best)
-        worth, rewarded = reward(trace, batch, model.eos)
+        values = candidate_values(trace, batch, model.eos)
     model.train(training)
 
     # Under no_grad, too: the value of the loss needs the weights.
     with torch.enable_grad():
         leaves, scores = cumulate(trace)
-        terms, figures = loss(trace, scores, worth)
-        figures = rewarded | figures
+        terms, figures = loss(trace, scores, values)
         learned = [temperature] if isinstance(temperature, Tensor) and temperature.requires_grad else []
         slopes = [torch.zeros_like(tensor) for tensor in [*leaves, *learned]]
         for name, term in terms.items():
@@ -114,6 +114,19 @@ def traced_loss(
     return Loss(total, figures)
 
 
+def candidate_values(trace: Trace, batch: Batch, eos: int) -> list[Tensor]:
+    """For each step (batch, C): the BLEU of a candidate that has ended, the best BLEU within reach of another."""
+    scorer = PrefixBLEU(batch.target, count_reference(batch.target, batch.target_lengths - 1), eos)
+    matches = scorer.start()
+    values = []
+    for number, step in enumerate(trace.steps):
+        extended = scorer.extend(take_slots(matches, step.candidates.slots), step.candidates.tokens)
+        values.append(scorer.bleu(extended, step.ended))
+        width = trace.selected(number)
+        matches = map_tree(lambda leaf, width=width: leaf[:, :width], extended)
+    return values
+
+
 def cumulate(trace: Trace) -> tuple[list[Tensor], list[Tensor]]:
     """The log-probabilities of the candidates' tokens as leaves, and the candidates' scores as their sums."""
     leaves: list[Tensor] = []
@@ -132,25 +145,25 @@ def cumulate(trace: Trace) -> tuple[list[Tensor], list[Tensor]]:
 
 def pool(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Tensor, Tensor]:
     """All hypotheses that the search finished, (batch, hypotheses): log p / |y|^alpha, -inf where there is none, and
-    their values."""
-    found, value = [], []
-    for number, (step, score, part) in enumerate(zip(trace.steps, scores, values, strict=True)):
+    BLEU."""
+    found, bleu = [], []
+    for number, (step, score, value) in enumerate(zip(trace.steps, scores, values, strict=True)):
         width = trace.selected(number)
         ended = step.ended[:, :width]
         found.append(torch.where(ended, score[:, :width] / float(number + 1) ** trace.alpha, -torch.inf))
-        value.append(torch.where(ended, part[:, :width], 0.0))
-    return torch.cat(found, dim=1), torch.cat(value, dim=1)
+        bleu.append(value[:, :width])
+    return torch.cat(found, dim=1), torch.cat(bleu, dim=1)
 
 
-def pool_risk(trace: Trace, scores: list[Tensor], worth: Worth, sharpness: float) -> tuple[Tensor, Figures]:
-    """1 - sum over the pool of softmax(sharpness * score) * value, weighed over the sentences."""
-    ranked, value = pool(trace, scores, worth.values)
+def pool_risk(trace: Trace, scores: list[Tensor], values: list[Tensor], sharpness: float) -> tuple[Tensor, Figures]:
+    """1 - sum over the pool of softmax(sharpness * score) * BLEU, a mean over the sentences."""
+    ranked, bleu = pool(trace, scores, values)
     there = ranked > -torch.inf
     pi = (sharpness * ranked).softmax(dim=1)
-    risk = (worth.sentences * (1 - (pi * value).sum(dim=1))).sum()
-    best = (worth.sentences * value.masked_fill(~there, -torch.inf).amax(dim=1)).sum()
-    first = (worth.sentences * value.gather(1, ranked.argmax(dim=1, keepdim=True)).squeeze(1)).sum()
-    return risk, {"risk": risk.detach(), "first_reward": first, "best_reward": best}
+    risk = (1 - (pi * bleu).sum(dim=1)).mean()
+    best = bleu.masked_fill(~there, 0.0).amax(dim=1).mean()
+    first = bleu.gather(1, ranked.argmax(dim=1, keepdim=True)).mean()
+    return risk, {"risk": risk.detach(), "first_bleu": first, "best_bleu": best}
 
 
 def is_open(step: TraceStep) -> Tensor:

@@ -77,7 +77,7 @@ def slow_bso(model, source, target, config):
         rival = others[0 if last else min(k, len(found)) - 1] if len(others) >= (1 if last else k) else None
         beam = found[:k]
         if rival is not None and config.margin - gold[0] + rival[0] > 0:
-            ended = rival[3]
+            ended = rival[3] or last
             value = sacre(rival[1], reference) if ended else within_reach(rival[1], reference)
             loss += (1 - value if config.cost == "bleu" else 1.0) * (config.margin - gold[0] + rival[0])
             violations += 1

@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
-from nmt.objectives import MinRisk, MinRiskConfig, RewardConfig, SoftBeam, SoftBeamConfig, TemperatureConfig
+from nmt.objectives import MinRisk, MinRiskConfig, SoftBeam, SoftBeamConfig, TemperatureConfig
 from nmt.objectives.likelihood import weighted_log_likelihood
 from nmt.objectives.objective import shifted
-from nmt.objectives.reward import Reward
-from nmt.objectives.traced import cumulate, pool
+from nmt.objectives.traced import candidate_values, cumulate, pool
 from nmt.search import SearchConfig, SoftSearchConfig, beam_search
 from nmt.search.replay import replay
 from nmt.search.trace import trace_search
@@ -21,7 +20,6 @@ from tests.unit.test_prefix_bleu import within_reach
 from tests.unit.test_soft_bleu import sacre
 
 EOS = 3
-SENTENCE = RewardConfig(bleu="sentence")
 
 
 @pytest.fixture
@@ -54,8 +52,7 @@ def test_the_trace_has_the_decoders_hypotheses(model, batch, alpha):
         memory = model.encode(batch.source, batch.source_lengths)
         trace = trace_search(model, memory, limits_of(batch), 4, 9, alpha=alpha, n_best=3)
         _, scores = cumulate(trace)
-        worth, _ = Reward(SENTENCE)(trace, batch, EOS)
-        ranked, bleu = pool(trace, scores, worth.values)
+        ranked, bleu = pool(trace, scores, candidate_values(trace, batch, EOS))
     for row, hypotheses in enumerate(found):
         best = ranked[row].topk(3)
         assert best.values.tolist() == pytest.approx([h.score for h in hypotheses], abs=1e-9)
@@ -187,9 +184,7 @@ def test_reachable_bleu_equals_a_slow_reference_sentence_by_sentence(model, batc
         "hard": lambda x, k, t: torch.zeros_like(x).index_fill_(0, x.topk(k).indices, 1 / k),
     }[operator]
     search = SoftSearchConfig(beam_size=3, candidates=8, temperature=0.4)
-    config = SoftBeamConfig(
-        search=search, risk=risk, sharpness=0.8, cross_entropy=0.0, overrun=4, reward=SENTENCE, tolerance=0.0
-    )
+    config = SoftBeamConfig(search=search, risk=risk, sharpness=0.8, cross_entropy=0.0, overrun=4)
     with torch.no_grad():
         expected = 0.0
         for row in range(6):
@@ -203,7 +198,7 @@ def test_reachable_bleu_equals_a_slow_reference_sentence_by_sentence(model, batc
 
 
 def test_minimum_risk_equals_a_slow_reference(model, batch):
-    config = MinRiskConfig(beam_size=3, sharpness=10.0, cross_entropy=0.0, overrun=4, reward=SENTENCE)
+    config = MinRiskConfig(beam_size=3, sharpness=10.0, cross_entropy=0.0, overrun=4)
     with torch.no_grad():
         expected = 0.0
         for row in range(6):
@@ -214,20 +209,16 @@ def test_minimum_risk_equals_a_slow_reference(model, batch):
     assert MinRisk(config)(model, batch).value.item() == pytest.approx(expected, abs=1e-6)
 
 
-def objective_of(name, bleu="corpus", **options):
-    # With a memory the corpus of the second evaluation would be another than that of the first.
-    reward = RewardConfig(bleu=bleu, memory=0.0)
-    options["reward"] = reward
+def objective_of(name, **options):
     if name == "min_risk":
-        return MinRisk(MinRiskConfig(beam_size=3, label_smoothing=0.1, cross_entropy=0.3, reward=reward))
+        return MinRisk(MinRiskConfig(beam_size=3, label_smoothing=0.1, cross_entropy=0.3))
     search = SoftSearchConfig(beam_size=3, candidates=8, temperature=0.4)
     return SoftBeam(SoftBeamConfig(search=search, tolerance=0.0, cross_entropy=0.3, **options))
 
 
-@pytest.mark.parametrize("bleu", ["corpus", "sentence"])
 @pytest.mark.parametrize("name", ["min_risk", "reachable_bleu"])
-def test_the_gradient_of_a_replay_is_that_of_the_whole_search(model, batch, name, bleu):
-    check_gradient(model, objective_of(name, bleu), batch, NAMES)
+def test_the_gradient_of_a_replay_is_that_of_the_whole_search(model, batch, name):
+    check_gradient(model, objective_of(name), batch, NAMES)
 
 
 def test_minimum_risk_alone_is_the_limit_of_a_soft_beam_that_only_has_its_risk(model, batch):
