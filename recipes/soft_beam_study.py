@@ -75,7 +75,7 @@ def fine_tuning(run: Run, chosen: argparse.Namespace, folder: Path, updates: int
 
 
 def plan(chosen: argparse.Namespace) -> None:
-    """Measures the seconds of an update, the arms taking turns, and keeps the updates that fill the minutes."""
+    """Measures the seconds of an update of each arm, one run at a time, and keeps the updates that fill the minutes."""
     path = chosen.directory / "plan.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     first = {(run.corpus, run.arm): run for run in runs(chosen) if run.seed == chosen.seeds[0]}
@@ -86,16 +86,7 @@ def plan(chosen: argparse.Namespace) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         # Two lines of the journal: what comes before the first is start-up.
         words = fine_tuning(run, chosen, folder, 40)
-        words += [
-            "--trainer.max_steps",
-            "40",
-            "--trainer.validate_every",
-            "1000",
-            "--trainer.log_every",
-            "10",
-            "--data.dev_lines",
-            "10",
-        ]
+        words += shlex.split("--trainer.validate_every 1000 --trainer.log_every 10 --data.dev_lines 10")
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         reports = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         speeds = [report["target_tokens_per_second"] for report in reports if "target_tokens_per_second" in report]

@@ -1,5 +1,7 @@
 """Losses on the soft search, whose states are mixtures: they watch its steps and give their value at the end."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from nmt.search.beam import Beam
 from nmt.search.soft import SoftStep
 
 
-class SoftLoss:
+class SoftLoss(ABC):
     """What the unrolled search asks of a loss.
 
     Attributes:
@@ -30,9 +32,9 @@ class SoftLoss:
         """The sentences, (batch,) true, whose beam begins anew from the reference's prefix after the step."""
         return None
 
+    @abstractmethod
     def finish(self, beam: Beam) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and figures to log."""
-        raise NotImplementedError
 
 
 class TokenLoss(SoftLoss):
