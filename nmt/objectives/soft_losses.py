@@ -25,6 +25,7 @@ class SoftLoss(ABC):
         """A slot and a token, (batch,) each, that have to be among the candidates of the step; None: none."""
         return None
 
+    @abstractmethod
     def observe(self, position: int, step: SoftStep) -> None:
         """Sees a step."""
 
