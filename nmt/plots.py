@@ -77,7 +77,7 @@ def trace_beam(
         return _trace_hard(translator, memory, config, steps, device)
     trace: list[BeamStep] = []
     for step in soft_beam_search(model, memory, 1, steps, config):
-        candidates, weights, parents = step.selection
+        candidates, weights, parents = step.selection.candidates, step.selection.moves, step.selection.parents
         tokens, slots = candidates.tokens[0], weights[0].shape[1]
         # A token may come from several slots: its weight in a slot is the sum.
         same = (tokens.unsqueeze(1) == tokens.unsqueeze(0)).to(weights.dtype)

@@ -21,7 +21,7 @@ from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.soft_losses import BLEULoss, GoldInBeamLoss, SoftLoss, TokenLoss
 from nmt.objectives.traced import Figures, is_open, pool_risk, traced_loss
 from nmt.search.beam import first_beam, restart_beam
-from nmt.search.soft import Operator, SoftSearchConfig, soft_advance
+from nmt.search.soft import Operator, SoftSearchConfig, cut_off, soft_advance
 from nmt.search.trace import Trace
 from nmt.topk import Constant, Exponential, Learned, Linear, Schedule, soft_topk, sorted_soft_topk
 from nmt.topk.rivals import OPERATORS
@@ -177,7 +177,7 @@ class SoftBeam(nn.Module):
             return TokenLoss(batch, self.config.restart)
         if self.config.loss == "gold_in_beam":
             return GoldInBeamLoss(batch)
-        return BLEULoss(model, batch, self.config.sharpness, self.config.overrun)
+        return BLEULoss(model, batch, self.config.search, self.config.sharpness, self.config.overrun)
 
     def _unroll(self, model: Seq2Seq, batch: Batch, temperature: float | Tensor) -> Loss:
         """The losses on the soft search."""
@@ -225,7 +225,7 @@ class SoftBeam(nn.Module):
                 watch,
             )
             loss.observe(position, step)
-            beam = step.after
+            beam = cut_off(step.after, position, self.config.search.rollout)
             rows = loss.restarts(position)
             if rows is not None and position + 1 < longest:
                 zero = torch.zeros_like(beam.scores[:, 0])

@@ -9,7 +9,7 @@ from nmt.batching import Batch
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.soft_bleu import count_reference, soft_bleu
 from nmt.search.beam import Beam
-from nmt.search.soft import SoftStep
+from nmt.search.soft import SoftSearchConfig, SoftStep, scale_gradient
 
 
 class SoftLoss(ABC):
@@ -85,7 +85,7 @@ class GoldInBeamLoss(SoftLoss):
         return self.share.argmax(dim=1), self.batch.target[:, position]
 
     def observe(self, position: int, step: SoftStep) -> None:
-        candidates, weights, _ = step.selection
+        candidates, weights = step.selection.candidates, step.selection.weights
         gold = candidates.tokens == self.batch.target[:, position].unsqueeze(1)
         share = self.share.to(weights.dtype)
         inside = self.batch.target_lengths > position
@@ -118,7 +118,9 @@ class BLEULoss(SoftLoss):
     every step.
     """
 
-    def __init__(self, model: Seq2Seq, batch: Batch, sharpness: float, overrun: int) -> None:
+    def __init__(self, model: Seq2Seq, batch: Batch, search: SoftSearchConfig, sharpness: float, overrun: int) -> None:
+        # Rewards of hard values have the soft gradient, which has to be damped like that of the states.
+        self.damping = search.damping if search.values == "hard" else 1.0
         self.eos = model.eos
         self.sharpness = sharpness
         self.steps = batch.target.shape[1] + overrun
@@ -130,14 +132,15 @@ class BLEULoss(SoftLoss):
         self.rows: list[Tensor] = []
 
     def observe(self, position: int, step: SoftStep) -> None:
-        candidates, weights, parents = step.selection
-        matches = (candidates.tokens.unsqueeze(2) == self.target.unsqueeze(1)).to(weights.dtype)
-        grows = (candidates.tokens != self.eos).to(weights.dtype).unsqueeze(2)
+        candidates = step.selection.candidates
+        moves = scale_gradient(step.selection.moves, self.damping)
+        matches = (candidates.tokens.unsqueeze(2) == self.target.unsqueeze(1)).to(moves.dtype)
+        grows = (candidates.tokens != self.eos).to(moves.dtype).unsqueeze(2)
         # The last column counts the token itself, so that lengths travel with the matches.
         seen = torch.cat([matches, grows], dim=2)
         going = 1 - step.before.finished.gather(1, candidates.slots)
-        self.rows.append(torch.bmm(weights.transpose(1, 2), going.unsqueeze(2) * seen))
-        self.parents.append(parents)
+        self.rows.append(torch.bmm(moves.transpose(1, 2), going.unsqueeze(2) * seen))
+        self.parents.append(scale_gradient(step.selection.parents, self.damping))
 
     def matches(self) -> tuple[Tensor, Tensor]:
         """M (batch, slots, steps, reference length) and lengths (batch, slots) of the final slots."""

@@ -9,12 +9,16 @@ Top-k with Optimal Transport", NeurIPS 2020, section 4. With A the soft indicato
     f'^m = sum A_(l,v),m max(f^l, [v = EOS]).
 
 As the temperature goes to 0 the soft search selects, token for token, what the hard search selects.
+
+The chain through these mixtures is chaotic over many steps. What controls its gradient: `damping`, `clip`, `rollout`,
+and `values: hard`, the straight-through form, whose states and scores are those of the hard search; A is then left with
+the gradient of states, embeddings and rewards.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +27,7 @@ from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.search.beam import Beam, Candidates, expand, first_beam, include, log_normaliser
 from nmt.topk import sorted_soft_topk
-from nmt.tree import mix_slots
+from nmt.tree import map_tree, mix_slots
 
 Operator = Callable[[Tensor, int, float | Tensor], Tensor]
 """(scores (..., C), k, temperature) -> soft indicators (..., C, k), column m that of the m-th best."""
@@ -45,6 +49,14 @@ class SoftSearchConfig:
     damping: float = 0.1
     """Factor on the gradient of the weights where they mix states and embeddings (values unchanged). 1 is
     the plain chain rule, which is chaotic over many steps; 0 leaves the scores' gradient alone."""
+    values: Literal["soft", "hard"] = "soft"
+    """hard: straight-through. The search is the hard one, and so is the gradient of its scores; where weights mix
+    states, embeddings and rewards they have the gradient of the soft ones, damped."""
+    clip: float = 0.0
+    """Largest norm, a sentence and step, of the gradient of the weights that mix, before it is damped; 0: none. Of a
+    loss that is a mean over 64 sentences, 0.01 is a beginning."""
+    rollout: int = 0
+    """States and embeddings are cut off from what was before them every so many steps; 0: never."""
 
     def __post_init__(self) -> None:
         if self.beam_size < 1:
@@ -58,6 +70,12 @@ class SoftSearchConfig:
             raise UserError(f"soft_beam.search.temperature is {self.temperature}; give a positive number of nats (0.3)")
         if not 0 <= self.damping <= 1:
             raise UserError(f"soft_beam.search.damping is {self.damping}; give a factor from 0 to 1")
+        if self.values not in ("soft", "hard"):
+            raise UserError(f"soft_beam.search.values is '{self.values}'; choose soft or hard")
+        if not 0 <= self.clip < math.inf:
+            raise UserError(f"soft_beam.search.clip is {self.clip}; give a norm, or 0 for none")
+        if self.rollout < 0:
+            raise UserError(f"soft_beam.search.rollout is {self.rollout}; give a number of steps, or 0 for all of them")
 
 
 class SoftSelection(NamedTuple):
@@ -66,11 +84,13 @@ class SoftSelection(NamedTuple):
     Attributes:
         candidates: what competed, (batch, C).
         weights: (batch, C, k), column m the soft indicator of the m-th best candidate.
+        moves: (batch, C, k), what mixes: the weights or, straight-through, the hard choice with their gradient.
         parents: (batch, k, slots), R: how much of slot l went into slot m.
     """
 
     candidates: Candidates
     weights: Tensor
+    moves: Tensor
     parents: Tensor
 
 
@@ -101,6 +121,20 @@ def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
     return tensor.detach() + factor * (tensor - tensor.detach())
 
 
+def clip_gradient(tensor: Tensor, norm: float) -> Tensor:
+    """The same values; the gradient that flows back through them is shortened, row by row, to at most `norm`."""
+    if norm == 0 or not tensor.requires_grad:
+        return tensor
+
+    def shorten(grad: Tensor) -> Tensor:
+        length = grad.flatten(1).norm(dim=1).clamp_min(torch.finfo(grad.dtype).tiny)
+        return grad * (norm / length).clamp(max=1.0).view(-1, *[1] * (grad.dim() - 1))
+
+    tensor = tensor.view_as(tensor)
+    tensor.register_hook(shorten)
+    return tensor
+
+
 def soft_select(
     candidates: Candidates,
     slots: int,
@@ -113,8 +147,14 @@ def soft_select(
     size = min(config.beam_size, candidates.scores.shape[1])
     weights = operator(candidates.scores, size, config.temperature if temperature is None else temperature)
     rows, width = candidates.slots.shape
+    moves = weights
+    if config.values == "hard":
+        # Candidates come sorted: the m-th goes to slot m.
+        chosen = torch.eye(width, size, device=weights.device, dtype=weights.dtype)
+        hard = chosen * (candidates.scores > -torch.inf).unsqueeze(2)
+        moves = hard + (weights - weights.detach())
     membership = weights.new_zeros(rows, width, slots).scatter_(2, candidates.slots.unsqueeze(2), 1.0)
-    return SoftSelection(candidates, weights, torch.bmm(weights.transpose(1, 2), membership))
+    return SoftSelection(candidates, weights, moves, torch.bmm(moves.transpose(1, 2), membership))
 
 
 def unwatched(path: str, tensor: Tensor) -> Tensor:
@@ -123,22 +163,32 @@ def unwatched(path: str, tensor: Tensor) -> Tensor:
 
 
 def soft_reparent(
-    model: Seq2Seq, selection: SoftSelection, beam: Beam, state: Any, damping: float, watch: Watch = unwatched
+    model: Seq2Seq,
+    selection: SoftSelection,
+    beam: Beam,
+    state: Any,
+    config: SoftSearchConfig,
+    watch: Watch = unwatched,
 ) -> Beam:
     """Every slot takes a mixture of its parents' states and of its tokens' embeddings."""
-    candidates, weights, parents = selection
+    candidates, weights, moves, parents = selection
+
+    def controlled(mixing: Tensor) -> Tensor:
+        return watch("states", clip_gradient(scale_gradient(mixing, config.damping), config.clip))
+
     # A masked candidate has weight 0; 0 * -inf must be 0.
     scores = candidates.scores.masked_fill(candidates.scores == -torch.inf, 0.0)
     ended = (candidates.tokens == model.eos).to(weights.dtype)
     finished = torch.maximum(beam.finished.gather(1, candidates.slots), ended)
-    by_slot = weights.transpose(1, 2)
+    by_slot = moves.transpose(1, 2)
     embedding = model.embed(candidates.tokens)
     # Fewer candidates than slots leave empty columns: such a slot holds nothing.
-    held = weights.detach().sum(dim=1) > 0.5
-    mixed = torch.bmm(watch("scores", by_slot), torch.stack([scores, finished], dim=2))
+    held = moves.detach().sum(dim=1) > 0.5
+    for_scores = by_slot.detach() if config.values == "hard" else watch("scores", by_slot)
+    mixed = torch.bmm(for_scores, torch.stack([scores, finished], dim=2))
     return Beam(
-        state=mix_slots(state, watch("states", scale_gradient(parents, damping))),
-        embedding=torch.bmm(watch("states", scale_gradient(by_slot, damping)).to(embedding.dtype), embedding),
+        state=mix_slots(state, controlled(parents)),
+        embedding=torch.bmm(controlled(by_slot).to(embedding.dtype), embedding),
         scores=torch.where(held, mixed[..., 0], -torch.inf),
         # Rounding may leave the mixture of ones a little above one.
         finished=mixed[..., 1].clamp(max=1.0),
@@ -166,8 +216,16 @@ def soft_advance(
     if required is not None:
         candidates = include(model, candidates, logits, normaliser, beam, *required)
     selection = soft_select(candidates, beam.slots, config, operator, temperature)
-    after = soft_reparent(model, selection, beam, state, config.damping, watch)
+    after = soft_reparent(model, selection, beam, state, config, watch)
     return SoftStep(beam, logits, normaliser, selection, after)
+
+
+def cut_off(beam: Beam, position: int, rollout: int) -> Beam:
+    """The beam after step `position`, at every `rollout`-th cut off from what was before: a gradient flows back through
+    its scores alone."""
+    if rollout == 0 or (position + 1) % rollout:
+        return beam
+    return replace(beam, state=map_tree(Tensor.detach, beam.state), embedding=beam.embedding.detach())
 
 
 def soft_beam_search(
@@ -180,8 +238,8 @@ def soft_beam_search(
 ) -> Iterator[SoftStep]:
     """Unrolls the soft search for `steps` steps over a batch of `rows` sentences."""
     beam = first_beam(model, memory, rows)
-    for _ in range(steps):
+    for position in range(steps):
         advanced = model.advance(beam.embedding, beam.state, memory)
         step = soft_advance(model, advanced.features, advanced.state, beam, config, operator)
         yield step
-        beam = step.after
+        beam = cut_off(step.after, position, config.rollout)

@@ -249,6 +249,25 @@ def test_expected_bleu_at_temperature_zero_is_the_bleu_of_the_hard_slots(tiny_mo
     assert value == pytest.approx(1 - total / 8, abs=1e-6)
 
 
+def test_hard_values_whose_weights_have_no_gradient_are_the_hard_search(tiny_model):
+    """Without a gradient of the weights, what is left is that of the hard hypotheses' scores: the limit T -> 0."""
+    model = tiny_model(vocabulary=14, seed=4).double()
+    batch = random_batch(8, 14, 7, seed=1)
+
+    def run(temperature, damping, values):
+        config = soft_config("expected_bleu", temperature=temperature, cross_entropy=0.0)
+        config.search.damping, config.search.values = damping, values
+        value = SoftBeam(config)(model, batch).value
+        return value.item(), torch.autograd.grad(value, model.attention.key.weight)[0]
+
+    limit, expected = run(1e-8, 0.0, "soft")
+    value, got = run(0.5, 0.0, "hard")
+    assert value == pytest.approx(limit, abs=1e-6)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-9)
+    _, damped = run(0.5, 0.1, "hard")
+    assert (damped - expected).norm() > 0.01 * expected.norm()
+
+
 @pytest.mark.parametrize("loss", ["token", "gold_in_beam", "expected_bleu", "reachable_bleu"])
 def test_soft_losses_do_not_depend_on_the_batch(tiny_model, loss):
     """A sentence alone, in its own padding, adds what it adds in a batch."""

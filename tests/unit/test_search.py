@@ -10,6 +10,7 @@ from nmt.errors import UserError
 from nmt.search import Beam, SearchConfig, SoftSearchConfig, beam_search, expand, first_beam, soft_beam_search
 from nmt.search.beam import log_normaliser
 from nmt.search.hard import hard_reparent, hard_select
+from nmt.search.soft import clip_gradient
 from tests.conftest import random_batch
 
 EOS = 3
@@ -229,6 +230,93 @@ def test_damping_scales_the_gradient_and_leaves_the_values(tiny_model):
     assert gradients[2].norm() == 0  # an embedding depends on the model's state through weights alone
 
 
+def test_hard_values_are_the_hard_search_at_any_temperature(tiny_model):
+    model = tiny_model(vocabulary=25, seed=7)
+    batch = random_batch(20, 25, 8)
+    config = SoftSearchConfig(beam_size=4, candidates=16, temperature=0.5, values="hard")
+    with torch.no_grad():
+        memory = model.encode(batch.source, batch.source_lengths)
+        soft = soft_beam_search(model, memory, 20, 12, config)
+        for (selection, beam), step in zip(hard_steps(model, memory, 20, 12, 4), soft, strict=True):
+            assert torch.equal(step.selection.candidates.tokens[:, :4], selection.tokens)
+            assert torch.equal(step.selection.parents.argmax(dim=2), selection.parents)
+            torch.testing.assert_close(step.after.scores, beam.scores)
+            torch.testing.assert_close(step.after.finished, beam.finished)
+            torch.testing.assert_close(step.after.state[0][0], beam.state[0][0])
+            assert (step.selection.weights.amax(dim=1) < 0.999).any()
+
+
+def test_hard_values_give_states_the_soft_gradient_and_scores_the_hard_one(tiny_model):
+    model = tiny_model(vocabulary=25, seed=7).double()
+    batch = random_batch(6, 25, 8)
+
+    def gradients(pick, **options):
+        config = SoftSearchConfig(beam_size=3, candidates=12, temperature=0.5, damping=1.0, **options)
+        memory = model.encode(batch.source, batch.source_lengths)
+        step = next(iter(soft_beam_search(model, memory, 6, 1, config)))
+        return torch.autograd.grad(pick(step.after).sum(), model.output.bias)[0]
+
+    def embedding(beam):
+        return beam.embedding
+
+    # One step from one slot: the gradient of the mixed embeddings does not depend on where the weights stand.
+    torch.testing.assert_close(gradients(embedding, values="hard"), gradients(embedding))
+    memory = model.encode(batch.source, batch.source_lengths)
+    _, beam = next(iter(hard_steps(model, memory, 6, 1, 3)))
+    expected = torch.autograd.grad(beam.scores.sum(), model.output.bias)[0]
+    torch.testing.assert_close(gradients(lambda beam: beam.scores, values="hard"), expected)
+    assert (gradients(lambda beam: beam.scores) - expected).norm() > 0.1 * expected.norm()
+
+
+def test_clipping_shortens_the_gradient_of_each_sentence(tiny_model):
+    weights = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]]).unsqueeze(2).requires_grad_()
+    (grad,) = torch.autograd.grad(clip_gradient(weights, 1.0).square().sum() / 2, weights)
+    torch.testing.assert_close(grad.squeeze(2), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+
+    model = tiny_model(vocabulary=25, seed=7).double()
+    batch = random_batch(6, 25, 8)
+
+    def gradient(clip, rows=slice(None)):
+        config = SoftSearchConfig(beam_size=3, candidates=12, temperature=0.5, damping=0.5, clip=clip)
+        memory = model.encode(batch.source, batch.source_lengths)
+        last = list(soft_beam_search(model, memory, 6, 3, config))[-1]
+        value = last.after.embedding[rows].square().sum()
+        return torch.autograd.grad(value, model.attention.key.weight)[0]
+
+    plain = gradient(0.0)
+    torch.testing.assert_close(gradient(1e9), plain)
+    assert gradient(1e-3).norm() < 0.1 * plain.norm()
+    # By sentence: what one of them adds does not depend on the others.
+    torch.testing.assert_close(sum(gradient(1e-3, slice(row, row + 1)) for row in range(6)), gradient(1e-3))
+
+
+def test_a_rollout_cuts_states_but_not_scores(tiny_model):
+    model = tiny_model(vocabulary=25, seed=7).double()
+    batch = random_batch(6, 25, 8)
+
+    def gradient(pick, rollout):
+        config = SoftSearchConfig(beam_size=3, candidates=12, temperature=0.5, damping=1.0, rollout=rollout)
+        memory = model.encode(batch.source, batch.source_lengths)
+        last = list(soft_beam_search(model, memory, 6, 4, config))[-1]
+        return torch.autograd.grad(pick(last), memory.summary)[0]  # what the first state comes from
+
+    def logits(step):
+        return step.logits.square().sum()
+
+    def scores(step):
+        return step.after.scores.sum()
+
+    assert gradient(logits, 0).norm() > 0
+    torch.testing.assert_close(gradient(logits, 4), gradient(logits, 0))
+    assert gradient(scores, 2).norm() > 0
+    config = SoftSearchConfig(beam_size=3, candidates=12, rollout=2)
+    memory = model.encode(batch.source, batch.source_lengths)
+    cut = [not step.after.state[0][0].requires_grad for step in soft_beam_search(model, memory, 6, 4, config)]
+    assert not any(cut)  # a step shows the state before it is cut, so that a loss on it has its gradient
+    with pytest.raises(RuntimeError, match="not have been used"):
+        gradient(logits, 3)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -252,6 +340,9 @@ def test_impossible_search_is_refused(options, words):
         ({"beam_size": 0}, "beam_size is 0"),
         ({"candidates": 3}, "candidates is 3, less than"),
         ({"damping": 1.5}, "damping is 1.5"),
+        ({"values": "straight"}, "values is 'straight'"),
+        ({"clip": -1.0}, "clip is -1.0"),
+        ({"rollout": -2}, "rollout is -2"),
     ],
 )
 def test_impossible_soft_search_is_refused(options, words):
