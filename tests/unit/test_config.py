@@ -87,6 +87,9 @@ IMPOSSIBLE = {
         "candidates": [0, 3],
         "temperature": [0.0, -1.0, nan],
         "damping": [-0.1, 1.1, nan],
+        "values": ["straight"],
+        "clip": [-1.0, nan],
+        "rollout": [-1],
     },
     ("optimizer", OptimizerConfig): {
         "name": ["sgd"],
