@@ -5,7 +5,7 @@ tensor of a memory with `(batch,)`; nothing else is assumed, so a recurrent stat
 are treated alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +20,15 @@ def map_tree(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree
         return function(tree, *others)  # type: ignore[return-value]
     parts = [map_tree(function, *branch) for branch in zip(tree, *others, strict=True)]
     return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """The tensors of a tree."""
+    if isinstance(tree, Tensor):
+        yield tree
+    else:
+        for branch in tree:
+            yield from leaves(branch)
 
 
 def take_rows(tree: Tree, rows: Tensor) -> Tree:

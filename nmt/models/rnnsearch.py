@@ -4,6 +4,7 @@ Bahdanau, Cho, Bengio, "Neural machine translation by jointly learning to align 
 with the two-cell ("conditional") decoder of Sennrich et al., "Nematus", EACL 2017.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -14,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from nmt.errors import UserError
 from nmt.models.attention import AdditiveAttention
 from nmt.models.recurrence import run_bidirectional_gru
-from nmt.models.seq2seq import Advance, Seq2Seq
+from nmt.models.seq2seq import Advance, Seq2Seq, node_places, pad_nodes
 from nmt.vocabulary import BOS, EOS, PAD
 
 
@@ -153,8 +154,31 @@ class RNNsearch(Seq2Seq):
         return self.dropout(self.target_embedding(tokens))
 
     def advance(self, embedding: Tensor, state: tuple[tuple[Tensor, ...], ...], memory: Memory) -> Advance:
+        def look(query: Tensor) -> tuple[Tensor, Tensor]:
+            return self.attention(query, memory.keys, memory.values, memory.mask)
+
+        return self._advance(embedding, state, look)
+
+    def advance_nodes(
+        self, embedding: Tensor, state: tuple[tuple[Tensor, ...], ...], memory: Memory, sentences: Tensor
+    ) -> Advance:
+        # The cells cost most, and they need no padding; the attention reads a sentence for all its slots at once.
+        rows = memory.mask.shape[0]
+        places, slots = node_places(sentences, rows)
+
+        def look(query: Tensor) -> tuple[Tensor, Tensor]:
+            padded = pad_nodes(query.squeeze(1), places, rows, slots)
+            found = self.attention(padded, memory.keys, memory.values, memory.mask)
+            context, attention = (part.flatten(0, 1).index_select(0, places).unsqueeze(1) for part in found)
+            return context, attention
+
+        return self._advance(embedding, state, look)
+
+    def _advance(
+        self, embedding: Tensor, state: tuple[tuple[Tensor, ...], ...], look: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> Advance:
         first = self._cell(self.reader, embedding, state[0])
-        context, attention = self.attention(first[0], memory.keys, memory.values, memory.mask)
+        context, attention = look(first[0])
         layers = [self._cell(self.writer, context, first)]
         for cell, before in zip(self.upper, state[1:], strict=True):
             # A residual path around each further layer keeps deep decoders trainable.

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nmt.tree import leaves, map_tree
+
 
 class Advance(NamedTuple):
     """What one step of a decoder gives.
@@ -59,6 +61,30 @@ class Seq2Seq(nn.Module):
     def advance(self, embedding: Tensor, state: Any, memory: Any) -> Advance:
         """Moves every slot by one token; `embedding` (batch, slots, embedding) is the previous target's."""
 
+    def advance_nodes(self, embedding: Tensor, state: Any, memory: Any, sentences: Tensor) -> Advance:
+        """`advance` where every sentence has as many slots as it has: one row a node.
+
+        Here the nodes are padded to as many slots as the widest sentence has; a model that can do without overrides
+        this.
+
+        Args:
+            embedding: (nodes, 1, embedding).
+            state: a tree with leaves (nodes, 1, ...).
+            memory: of the sentences.
+            sentences: (nodes,), the row of the memory that each reads, ascending.
+        """
+        rows = len(next(leaves(memory)))
+        places, slots = node_places(sentences, rows)
+
+        def pad(leaf: Tensor) -> Tensor:
+            return pad_nodes(leaf.squeeze(1), places, rows, slots)
+
+        def pick(leaf: Tensor) -> Tensor:
+            return leaf.flatten(0, 1).index_select(0, places).unsqueeze(1)
+
+        advanced = self.advance(pad(embedding), map_tree(pad, state), memory)
+        return Advance(pick(advanced.features), map_tree(pick, advanced.state), pick(advanced.attention))
+
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:
         """Logits (..., target vocabulary) of features (..., features)."""
@@ -81,3 +107,25 @@ class Seq2Seq(nn.Module):
             state = advanced.state
             features.append(advanced.features)
         return torch.cat(features, dim=1)
+
+
+def node_places(sentences: Tensor, rows: int) -> tuple[Tensor, int]:
+    """Where nodes stand when they are padded.
+
+    Args:
+        sentences: (nodes,), of each node, ascending.
+        rows: how many sentences there are.
+
+    Returns:
+        sentence * slots + slot, (nodes,), and slots, as many as the widest sentence has nodes.
+    """
+    width = torch.bincount(sentences, minlength=rows)
+    slots = int(width.max())
+    first = width.cumsum(dim=0) - width
+    slot = torch.arange(len(sentences), device=sentences.device) - first.index_select(0, sentences)
+    return sentences * slots + slot, slots
+
+
+def pad_nodes(leaf: Tensor, places: Tensor, rows: int, slots: int) -> Tensor:
+    """Nodes (nodes, ...) at their places (see `node_places`) of (rows, slots, ...), zeros elsewhere."""
+    return leaf.new_zeros(rows * slots, *leaf.shape[1:]).index_copy(0, places, leaf).unflatten(0, (rows, slots))

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from nmt.batching import Batch
 from nmt.errors import UserError, did_you_mean
@@ -96,6 +97,9 @@ class SoftBeamConfig:
     gradients are a tenth of its; token and gold_in_beam are nats a token themselves and want 0.3."""
     label_smoothing: float = 0.1
     """Label smoothing of that cross-entropy."""
+    references: float = 1.0
+    """reachable_bleu: share of the sentences, at least one, drawn anew for every batch, that the cross-entropy is the
+    mean of. Only their references are decoded."""
 
     def __post_init__(self) -> None:
         if self.loss not in ("reachable_bleu", "token", "gold_in_beam", "expected_bleu"):
@@ -113,7 +117,7 @@ class SoftBeamConfig:
                 f"soft_beam.operator is '{self.operator}', which does not sort; soft_beam.loss '{self.loss}' needs "
                 f"one of {able}"
             )
-        for name, high in (("restart", 1.0), ("tolerance", 1.0), ("label_smoothing", 0.999)):
+        for name, high in (("restart", 1.0), ("tolerance", 1.0), ("references", 1.0), ("label_smoothing", 0.999)):
             if not 0 <= getattr(self, name) <= high:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give a number from 0 to 1")
         for name in ("overrun", "sharpness", "risk", "cross_entropy"):
@@ -169,6 +173,7 @@ class SoftBeam(nn.Module):
             tolerance=config.tolerance,
             cross_entropy=config.cross_entropy,
             label_smoothing=config.label_smoothing,
+            references=config.references,
             temperature=temperature,
         )
 
@@ -276,29 +281,33 @@ def reachable_bleu(
         temperature: of the operator, in nats.
         sharpness: of the softmax.
     """
-    total = torch.zeros_like(scores[0][:, 0])
-    steps = torch.zeros_like(total)
-    softness, entropy = torch.zeros_like(total), torch.zeros_like(total)
-    for step, score, value in zip(trace.steps, scores, values, strict=True):
-        live = is_open(step)
-        size = min(trace.beam_size, score.shape[1])
-        score = torch.where(live.unsqueeze(1), score, 0.0)
-        kept = operator(score, size, temperature)
-        if kept.dim() > score.dim():
-            pi = (sharpness * score[:, :size]).softmax(dim=1)
-            share, kept = torch.bmm(kept, pi.unsqueeze(2)).squeeze(2), kept.sum(dim=2)
-        else:
-            share = kept / size
-        total = total + torch.where(live, (share * value).sum(dim=1), 0.0)
-        with torch.no_grad():
-            softness += torch.where(live, (kept * (1 - kept)).sum(dim=1) / size, 0.0)
-            entropy += torch.where(live, slot_entropy(score[:, :size]), 0.0)
-        steps += live
-    reached = (total / steps).mean()
-    figures = {"reached_bleu": reached, "softness": (softness / steps).mean(), "slot_entropy": (entropy / steps).mean()}
-    return reached, {name: figure.detach() for name, figure in figures.items()}
+    # All steps at once: an operator takes as long for one as for all of them.
+    width = max(score.shape[1] for score in scores)
+    score = torch.stack([pad(each, (0, width - each.shape[1]), value=-torch.inf) for each in scores])
+    value = torch.stack([pad(each, (0, width - each.shape[1])) for each in values])
+    live = torch.stack([is_open(step) for step in trace.steps])
+    score = torch.where(live.unsqueeze(2), score, 0.0)
+    size = min(trace.beam_size, width)
+    kept = operator(score, size, temperature)
+    if kept.dim() > score.dim():
+        pi = (sharpness * score[..., :size]).softmax(dim=2)
+        share, kept = torch.matmul(kept, pi.unsqueeze(3)).squeeze(3), kept.sum(dim=3)
+    else:
+        share = kept / size
+
+    def over_steps(each: Tensor) -> Tensor:
+        return (torch.where(live, each, 0.0).sum(dim=0) / live.sum(dim=0)).mean()
+
+    reached = over_steps((share * value).sum(dim=2))
+    with torch.no_grad():
+        figures = {
+            "reached_bleu": reached.detach(),
+            "softness": over_steps((kept * (1 - kept)).sum(dim=2) / size),
+            "slot_entropy": over_steps(slot_entropy(score[..., :size])),
+        }
+    return reached, figures
 
 
 def slot_entropy(scores: Tensor) -> Tensor:
-    """Entropy in nats, (batch,), of the softmax of the slots' scores (batch, slots): 0 where one slot has it all."""
-    return torch.special.entr(scores.softmax(dim=1)).sum(dim=1)
+    """Entropy in nats, (...,), of the softmax of the slots' scores (..., slots): 0 where one slot has it all."""
+    return torch.special.entr(scores.softmax(dim=-1)).sum(dim=-1)

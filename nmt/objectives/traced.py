@@ -9,7 +9,7 @@ sum G log p, for which only the prefixes with weight are decoded again, each onc
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmt.batching import Batch
 from nmt.models.seq2seq import Seq2Seq
@@ -41,6 +41,7 @@ def traced_loss(
     tolerance: float,
     cross_entropy: float,
     label_smoothing: float,
+    references: float = 1.0,
     temperature: float | Tensor = 0.0,
 ) -> Loss:
     """Searches, weighs, replays.
@@ -57,12 +58,16 @@ def traced_loss(
         tolerance: weights below this share of the batch's largest are dropped; see `replay`.
         cross_entropy, label_smoothing: of the cross-entropy (nats a token) that is added; the references' prefixes are
             decoded with the others.
+        references: share of the sentences, at least one and drawn by torch's generator, that the cross-entropy is the
+            mean of.
         temperature: what `loss` depends on besides; if it is learned, the result's gradient reaches it.
     """
     training = model.training
+    # Without dropout the search reads what the replay reads.
+    shared = None if draws(model) else model.encode(batch.source, batch.source_lengths)
     model.eval()
     with torch.no_grad():
-        memory = model.encode(batch.source, batch.source_lengths)
+        memory = model.encode(batch.source, batch.source_lengths) if shared is None else map_tree(Tensor.detach, shared)
         limits = batch.target_lengths + overrun
         trace = trace_search(model, memory, limits, beam_size, candidates, alpha=alpha, n_best=n_best)
         values = candidate_values(trace, batch, model.eos)
@@ -87,10 +92,15 @@ def traced_loss(
     # One look for all steps: each would wait for a GPU.
     largest = float(torch.stack([weight.abs().amax() for weight in weights]).amax())
 
-    memory = model.encode(batch.source, batch.source_lengths)
-    played = replay(model, memory, trace, weights, batch.target, batch.target_lengths, tolerance * largest)
+    memory = model.encode(batch.source, batch.source_lengths) if shared is None else shared
     inside = batch.target != model.padding
-    gold_rows, gold_tokens = played.gold[inside], batch.target[inside]
+    tokens, led = inside.sum(), None
+    if references < 1:
+        order = torch.randperm(len(inside), device=inside.device)
+        led = order < max(1, round(references * len(inside)))
+    played = replay(model, memory, trace, weights, batch.target, batch.target_lengths, tolerance * largest, led)
+    asked = inside if led is None else inside & led.unsqueeze(1)
+    gold_rows, gold_tokens = played.gold[asked], batch.target[asked]
     share = played.weights.new_full(gold_rows.shape, cross_entropy / len(gold_rows))
     logits = model.project(played.features)
     uniform = share.new_zeros(len(logits)).index_add_(0, gold_rows, share * -label_smoothing)
@@ -105,13 +115,21 @@ def traced_loss(
     figures |= {
         "nll": -gold.mean(),
         "gold_in_beam": played.held[inside].to(value.dtype).mean(),
-        "prefixes": torch.tensor(len(logits) / len(gold_rows)),
+        "prefixes": len(logits) / tokens,
     }
     # The gradient is that of the likelihood; in the value the loss stands for its part of it.
     total = likelihood + (value.detach() - (played.weights * weighed).sum())
     for tensor, slope in zip(learned, slopes[len(leaves) :], strict=True):
         total = total + slope * (tensor - tensor.detach())
     return Loss(total, figures)
+
+
+def draws(model: nn.Module) -> bool:
+    """Whether training draws anything: whether there is dropout."""
+    parts = list(model.modules())
+    return any(part.p > 0 for part in parts if isinstance(part, nn.Dropout)) or any(
+        part.dropout > 0 for part in parts if isinstance(part, nn.RNNBase)
+    )
 
 
 def candidate_values(trace: Trace, batch: Batch, eos: int) -> list[Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nmt.models.seq2seq import Seq2Seq
 from nmt.search.trace import Trace
-from nmt.tree import take_slots
+from nmt.tree import take_rows
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Replay:
     Attributes:
         features: (nodes, features), one node a prefix.
         rows, tokens, weights: (queries,): the log-probability of a token at a node, and its weight.
-        gold: (batch, longest) node of each prefix of the reference, -1 where there is none.
+        gold: (batch, longest) node of each prefix of the reference, -1 where there is none or it was not asked for.
         held: (batch, longest), true where the beam held that prefix.
     """
 
@@ -39,6 +39,7 @@ def replay(
     gold: Tensor,
     gold_lengths: Tensor,
     tolerance: float = 0.0,
+    led: Tensor | None = None,
 ) -> Replay:
     """Decodes the prefixes of a traced search that have weight, and those of the references beside them.
 
@@ -52,6 +53,7 @@ def replay(
         gold: (batch, longest) references, each ending in EOS, then padding.
         gold_lengths: (batch,), EOS counted.
         tolerance: weights of at most this size are dropped, and with them the prefixes that nothing else needs.
+        led: (batch,), true where the reference's prefixes are decoded; None: everywhere.
     """
     rows, longest = gold.shape
     device = gold.device
@@ -59,45 +61,45 @@ def replay(
     needed = _needed(trace, heavy)
     nothing = torch.zeros(rows, 1, dtype=torch.bool, device=device)
     state = model.start(memory)
-    read = torch.full((rows, 1), model.bos, dtype=torch.long, device=device)
     features: list[Tensor] = []
     queries: list[tuple[Tensor, Tensor, Tensor]] = []
     held = torch.zeros(rows, longest, dtype=torch.bool, device=device)
     gold_nodes = torch.full((rows, longest), -1, dtype=torch.long, device=device)
     # The slot that holds the reference's prefix: one of the beam's, or one of its own behind them.
     gold_slot = torch.zeros(rows, 1, dtype=torch.long, device=device)
-    places = torch.zeros(rows, 2, dtype=torch.long, device=device)
+    # The node of each slot of the step before; the search begins with one a sentence.
+    before = torch.arange(rows, device=device).unsqueeze(1)
+    parents = torch.zeros(rows, 2, dtype=torch.long, device=device)
+    reads = torch.full((rows, 2), model.bos, dtype=torch.long, device=device)
     count = 0
     for step in range(max(len(trace.steps), longest)):
         slots = needed[step] if step < len(trace.steps) else nothing
-        led = gold_lengths > step
-        parents, reads = None, None
+        there = gold_lengths > step
+        asked_for = there if led is None else there & led
         if step:
             parents, reads, gold_slot = _origins(trace, step, slots.shape[1], gold_slot, gold)
-        slots = torch.cat([slots, nothing], dim=1)
-        slots = slots.scatter(1, gold_slot, slots.gather(1, gold_slot) | led.unsqueeze(1))
-        width = slots.sum(dim=1)
-        widest = int(width.max())
-        if widest == 0:
-            break
-        kept = slots.int().argsort(dim=1, descending=True, stable=True)[:, :widest]
-        if parents is not None and reads is not None:
-            state = take_slots(state, places.gather(1, parents.gather(1, kept)))
-            read = reads.gather(1, kept)
-        advanced = model.advance(model.embed(read), state, memory)
-        state = advanced.state
-        # A sentence with fewer prefixes than the widest leaves places that nobody asks for.
-        inside = torch.arange(widest, device=device) < width.unsqueeze(1)
-        features.append(advanced.features.flatten(0, 1).index_select(0, inside.flatten().nonzero().squeeze(1)))
-        places = (slots.cumsum(dim=1) - 1).clamp_min(0)
-        nodes = (width.cumsum(dim=0) - width + count).unsqueeze(1) + places
-        count += int(width.sum())
         if step < longest:
-            held[:, step] = led & (gold_slot.squeeze(1) < slots.shape[1] - 1)
-            gold_nodes[:, step] = torch.where(led, nodes.gather(1, gold_slot).squeeze(1), -1)
+            held[:, step] = there & (gold_slot.squeeze(1) < slots.shape[1])
+        slots = torch.cat([slots, nothing], dim=1)
+        slots = slots.scatter(1, gold_slot, slots.gather(1, gold_slot) | asked_for.unsqueeze(1))
+        nodes = slots.flatten().nonzero().squeeze(1)
+        if len(nodes) == 0:
+            # What nobody needs leads to nothing that is needed.
+            continue
+        state = take_rows(state, before.gather(1, parents).flatten().index_select(0, nodes))
+        embedding = model.embed(reads.flatten().index_select(0, nodes).unsqueeze(1))
+        advanced = model.advance_nodes(embedding, state, memory, nodes // slots.shape[1])
+        state = advanced.state
+        features.append(advanced.features.squeeze(1))
+        # Slots that were not run have a number, too, but nobody asks for it.
+        before = (slots.flatten().cumsum(dim=0) - 1).clamp_min(0).view_as(slots)
+        numbers = before + count
+        count += len(nodes)
+        if step < longest:
+            gold_nodes[:, step] = torch.where(asked_for, numbers.gather(1, gold_slot).squeeze(1), -1)
         if step < len(trace.steps):
             candidates, chosen = trace.steps[step].candidates, heavy[step]
-            asked = nodes.gather(1, candidates.slots)[chosen]
+            asked = numbers.gather(1, candidates.slots)[chosen]
             queries.append((asked, candidates.tokens[chosen], weights[step][chosen]))
     asked, tokens, wanted = (torch.cat(part) for part in zip(*queries, strict=True))
     return Replay(torch.cat(features), asked, tokens, wanted, gold_nodes, held)

@@ -11,9 +11,10 @@ from nmt.errors import UserError
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.models.attention import AdditiveAttention
 from nmt.models.recurrence import run_bidirectional_gru
+from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.objective import shifted
+from nmt.tree import leaves, map_tree
 from tests.conftest import random_batch
-from tests.unit.test_tree import leaves
 
 VARIANTS = [
     {"cell": cell, "encoder_layers": layers, "decoder_layers": layers, "readout": readout, "tied_embeddings": tied}
@@ -93,6 +94,30 @@ def test_the_model_reads_all_of_the_source_and_of_the_prefix(tiny_model):
             changed = step_by_step(model, prefix, model.encode(batch.source, batch.source_lengths))
             assert torch.equal(changed[0, :position], logits[0, :position])  # no look ahead
             assert not torch.allclose(changed[0, 5], logits[0, 5])
+
+
+@pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "decoder_layers": 3}])
+def test_nodes_advance_as_slots_do(tiny_model, variant):
+    """One row a node, in the model's own way and in the padded way of the interface, with their gradients."""
+    model = tiny_model(**variant).double()
+    batch = random_batch(4, 12, 5)
+    memory = model.encode(batch.source, batch.source_lengths)
+    inside = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 1, 0]]).bool()
+    tokens = torch.tensor([[5, 6, 7], [4, 4, 4], [8, 4, 4], [9, 5, 4]])
+    state = map_tree(lambda leaf: torch.cat([leaf, 0.5 * leaf, -leaf], dim=1), model.start(memory))
+    advanced = model.advance(model.embed(tokens), state, memory)
+    expected = [leaf[inside].unsqueeze(1) for leaf in leaves(tuple(advanced))]
+
+    def gradient(found):
+        value = sum(leaf.square().sum() for leaf in found)
+        return torch.autograd.grad(value, model.encoder.weight_ih_l0, retain_graph=True)[0]
+
+    nodes = map_tree(lambda leaf: leaf[inside].unsqueeze(1), state)
+    for way in (type(model).advance_nodes, Seq2Seq.advance_nodes):
+        found = way(model, model.embed(tokens[inside].unsqueeze(1)), nodes, memory, inside.nonzero()[:, 0])
+        for one, other in zip(leaves(tuple(found)), expected, strict=True):
+            torch.testing.assert_close(one, other)
+        torch.testing.assert_close(gradient(leaves(tuple(found))), gradient(expected))
 
 
 @pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "decoder_layers": 3}])

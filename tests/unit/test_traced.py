@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from nmt.objectives import MinRisk, MinRiskConfig, SoftBeam, SoftBeamConfig, TemperatureConfig
+from nmt.batching import Batch
+from nmt.objectives import (
+    CrossEntropy,
+    CrossEntropyConfig,
+    MinRisk,
+    MinRiskConfig,
+    SoftBeam,
+    SoftBeamConfig,
+    TemperatureConfig,
+)
 from nmt.objectives.likelihood import weighted_log_likelihood
 from nmt.objectives.objective import shifted
 from nmt.objectives.traced import candidate_values, cumulate, pool
@@ -109,6 +118,24 @@ def test_a_replay_gives_the_log_probabilities_of_the_search_and_of_the_reference
     if tolerance:
         every = replay(model, memory, trace, weights, batch.target, batch.target_lengths)
         assert len(logits) < len(every.features)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.7, 2.0])
+def test_only_the_references_asked_for_are_decoded(model, batch, tolerance):
+    memory = model.encode(batch.source, batch.source_lengths)
+    trace = trace_search(model, memory, limits_of(batch), 4, 9)
+    weights = [torch.ones_like(step.log_probability) * (step.candidates.scores > -torch.inf) for step in trace.steps]
+    led = torch.tensor([True, False, False, True, False, True])
+    every = replay(model, memory, trace, weights, batch.target, batch.target_lengths, tolerance)
+    some = replay(model, memory, trace, weights, batch.target, batch.target_lengths, tolerance, led)
+    assert some.held.equal(every.held) and some.held[:3].any()
+    inside = batch.target != model.padding
+    assert (some.gold >= 0).equal(inside & led.unsqueeze(1))
+    chosen = some.gold >= 0
+    torch.testing.assert_close(some.features[some.gold[chosen]], every.features[every.gold[chosen]])
+    torch.testing.assert_close(some.features[some.rows], every.features[every.rows])
+    saved = (inside & ~led.unsqueeze(1) & ~every.held).sum() if tolerance < 1 else (inside & ~led.unsqueeze(1)).sum()
+    assert len(every.features) - len(some.features) == saved > 0
 
 
 def test_weighted_log_likelihood_is_that_of_torch():
@@ -259,6 +286,32 @@ def test_a_learned_temperature_has_its_gradient(model, batch):
             with torch.enable_grad():
                 values.append(learned(model, batch).value.item())
     assert slope.item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5) and abs(slope.item()) > 1e-5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_cross_entropy_is_that_of_a_share_of_the_references(model, batch, share):
+    plain = SoftBeamConfig(cross_entropy=0.0, references=share)
+    mixed = SoftBeamConfig(cross_entropy=0.4, references=share, label_smoothing=0.2)
+    torch.manual_seed(3)
+    chosen = torch.randperm(6) < max(1, 6 * share)
+    rows = [part[chosen] for part in (batch.source, batch.source_lengths, batch.target, batch.target_lengths)]
+    expected = CrossEntropy(CrossEntropyConfig(label_smoothing=0.2))(model, Batch(*rows, [])).value
+    torch.manual_seed(3)
+    without = SoftBeam(plain)(model, batch)
+    torch.manual_seed(3)
+    found = SoftBeam(mixed)(model, batch)
+    got = torch.autograd.grad(found.value - without.value, model.output.weight)[0]
+    torch.testing.assert_close(got, torch.autograd.grad(0.4 * expected, model.output.weight)[0])
+    assert found.value.item() - without.value.item() == pytest.approx(0.4 * expected.item())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_without_dropout_the_sources_are_read_once(tiny_model, dropout, monkeypatch):
+    model = tiny_model(vocabulary=13, seed=2, dropout=dropout).train()
+    calls, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda *inputs: calls.append(model.training) or encode(*inputs))
+    SoftBeam(SoftBeamConfig())(model, random_batch(6, 13, 7, seed=3)).value.backward()
+    assert calls == ([False, True] if dropout else [True])
 
 
 def test_dropout_is_off_in_the_search_and_on_in_the_replay(tiny_model):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from nmt.tree import join_slots, map_tree, mix_slots, split_slots, take_rows, take_slots, where_rows
+from nmt.tree import join_slots, leaves, map_tree, mix_slots, split_slots, take_rows, take_slots, where_rows
 
 
 class Named(NamedTuple):
@@ -20,10 +20,6 @@ def make_tree(rows=3, slots=4, seed=0):
         return torch.randn(rows, slots, *shape, generator=generator, dtype=torch.float64)
 
     return Named(leaf(5), ((leaf(2, 3),), leaf()))
-
-
-def leaves(tree):
-    return [tree] if isinstance(tree, torch.Tensor) else [leaf for part in tree for leaf in leaves(part)]
 
 
 def assert_same(first, second):
