@@ -1,4 +1,4 @@
-"""What the search asks of a model: `encode`, `start`, `embed`, `advance`, `project`, and nothing else."""
+"""What the search asks of a model: `encode`, `start`, `embed`, `advance` and `project`; the rest is made of these."""
 
 from abc import abstractmethod
 from typing import Any, NamedTuple

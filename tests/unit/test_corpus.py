@@ -145,7 +145,7 @@ def test_pairs_without_a_card(tmp_path):
 
 
 def test_every_shipped_card_loads():
-    assert {"libreoffice_help", "reverse", "multi30k_en-de", "multi30k_en-fr"} <= set(card_names())
+    assert {"libreoffice_help", "reverse", "multi30k_en-de", "multi30k_en-fr", "tatoeba_en-fr"} <= set(card_names())
     for name in card_names():
         card = load_card(name)
         assert card.name == name and card.licence and card.homepage and card.description
