@@ -27,6 +27,9 @@ class MinRiskConfig:
     """The weight of a hypothesis is the softmax of sharpness * score."""
     overrun: int = 5
     """Tokens by which a hypothesis may be longer than its reference."""
+    tolerance: float = 0.05
+    """Prefixes whose log-probabilities all weigh less than this share of the batch's largest weight are not decoded
+    again."""
     cross_entropy: float = 0.1
     """Weight of the cross-entropy that is added."""
     label_smoothing: float = 0.1
@@ -40,6 +43,8 @@ class MinRiskConfig:
         for name in ("sharpness", "alpha", "overrun", "cross_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"min_risk.{name} is {getattr(self, name)}; give 0 or more")
+        if not 0 <= self.tolerance <= 1:
+            raise UserError(f"min_risk.tolerance is {self.tolerance}; give a share from 0 to 1")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"min_risk.label_smoothing is {self.label_smoothing}; give a share from 0 up to 1")
 
@@ -66,7 +71,7 @@ class MinRisk:
             alpha=config.alpha,
             n_best=config.n_best,
             overrun=config.overrun,
-            tolerance=0.0,
+            tolerance=config.tolerance,
             cross_entropy=config.cross_entropy,
             label_smoothing=config.label_smoothing,
         )

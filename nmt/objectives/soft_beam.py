@@ -89,7 +89,7 @@ class SoftBeamConfig:
     risk: float = 0.3
     """reachable_bleu: weight of the risk, 1 - sum of softmax(10 * score) * BLEU over the hypotheses that the search
     finished, score = log p / |y|, that is added."""
-    tolerance: float = 0.01
+    tolerance: float = 0.05
     """reachable_bleu: prefixes whose log-probabilities all weigh less than this share of the batch's largest weight
     are not decoded again."""
     cross_entropy: float = 0.03

@@ -56,6 +56,7 @@ IMPOSSIBLE = {
         "alpha": [-1.0, nan],
         "sharpness": [-1.0, nan],
         "overrun": [-1],
+        "tolerance": [-0.1, 1.1, nan],
         "cross_entropy": [-0.1, math.inf],
         "label_smoothing": [-0.1, 1.0],
     },

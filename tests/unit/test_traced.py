@@ -238,7 +238,7 @@ def test_minimum_risk_equals_a_slow_reference(model, batch):
 
 def objective_of(name, **options):
     if name == "min_risk":
-        return MinRisk(MinRiskConfig(beam_size=3, label_smoothing=0.1, cross_entropy=0.3))
+        return MinRisk(MinRiskConfig(beam_size=3, label_smoothing=0.1, tolerance=0.0, cross_entropy=0.3))
     search = SoftSearchConfig(beam_size=3, candidates=8, temperature=0.4)
     return SoftBeam(SoftBeamConfig(search=search, tolerance=0.0, cross_entropy=0.3, **options))
 
@@ -253,7 +253,10 @@ def test_minimum_risk_alone_is_the_limit_of_a_soft_beam_that_only_has_its_risk(m
     search = SoftSearchConfig(beam_size=4, candidates=4)
     config = SoftBeamConfig(search=search, risk=1.0, tolerance=0.0, cross_entropy=0.2)
     gradients = []
-    for objective in (SoftBeam(config, only_hard), MinRisk(MinRiskConfig(beam_size=4, cross_entropy=0.2))):
+    for objective in (
+        SoftBeam(config, only_hard),
+        MinRisk(MinRiskConfig(beam_size=4, tolerance=0.0, cross_entropy=0.2)),
+    ):
         model.zero_grad()
         objective(model, batch).value.backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
