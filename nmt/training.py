@@ -138,11 +138,11 @@ def shape_of(found: Checkpoint, asked: RNNsearchConfig) -> RNNsearchConfig:
     default = RNNsearchConfig()
     for field in dataclasses.fields(asked):
         wish, is_ = getattr(asked, field.name), getattr(have, field.name)
-        if field.name != "dropout" and wish not in (is_, getattr(default, field.name)):
+        if field.name not in ("dropout", "locked") and wish not in (is_, getattr(default, field.name)):
             raise UserError(
                 f"model.{field.name} is {wish}, but the loaded model has {is_}; leave it out, it comes with the model"
             )
-    return dataclasses.replace(have, dropout=asked.dropout)
+    return dataclasses.replace(have, dropout=asked.dropout, locked=asked.locked)
 
 
 def make_trainer(config: TrainConfig, folder: RunFolder, callbacks: Sequence[pl.Callback], updates: int) -> pl.Trainer:

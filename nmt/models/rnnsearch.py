@@ -16,6 +16,7 @@ from nmt.errors import UserError
 from nmt.models.attention import AdditiveAttention
 from nmt.models.recurrence import run_bidirectional_gru
 from nmt.models.seq2seq import Advance, Seq2Seq, node_places, pad_nodes
+from nmt.tree import take_rows
 from nmt.vocabulary import BOS, EOS, PAD
 
 
@@ -37,6 +38,10 @@ class RNNsearchConfig:
     """What stands between the decoder's state and the output layer; its size is the embedding's."""
     dropout: float = 0.2
     """Share of the embeddings, encoder outputs and readout inputs that is set to zero in training."""
+    locked: bool = False
+    """What dropout sets to zero is drawn once a sentence and is the same at every step and in every slot (Gal and
+    Ghahramani, NeurIPS 2016), so that a search, too, runs the network that is trained; the last layer's input is
+    left alone."""
     tied_embeddings: Literal["none", "output", "all"] = "none"
     """output: the output layer is the target embedding; all: source too (needs a joint vocabulary)."""
 
@@ -57,12 +62,15 @@ class RNNsearchConfig:
 
 class Memory(NamedTuple):
     """What the encoder leaves: values (batch, source length, 2 hidden), keys (batch, source length, hidden),
-    mask (batch, source length), summary (batch, hidden): the backward state at the first word."""
+    mask (batch, source length), summary (batch, hidden): the backward state at the first word. Of a model with locked
+    dropout in training also `locks`, what the decoder's embeddings (batch, embedding) and features (batch, features)
+    are multiplied by."""
 
     values: Tensor
     keys: Tensor
     mask: Tensor
     summary: Tensor
+    locks: tuple[Tensor, ...] = ()
 
 
 class RNNsearch(Seq2Seq):
@@ -129,7 +137,7 @@ class RNNsearch(Seq2Seq):
                 nn.init.xavier_uniform_(parameter)
 
     def encode(self, source: Tensor, lengths: Tensor) -> Memory:
-        embedded = self.dropout(self.source_embedding(source))
+        embedded = self._drop(self.source_embedding(source))
         # Packing keeps padding out of the backward direction; it wants the lengths on the CPU.
         packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         if isinstance(self.encoder, nn.GRU) and source.device.type == "cpu" and torch.is_grad_enabled():
@@ -140,8 +148,24 @@ class RNNsearch(Seq2Seq):
         values, _ = pad_packed_sequence(outputs, batch_first=True, total_length=source.shape[1])
         positions = torch.arange(source.shape[1], device=source.device)
         mask = positions.unsqueeze(0) < lengths.to(source.device).unsqueeze(1)
-        values = self.dropout(values)
-        return Memory(values, self.attention.keys(values), mask, first)
+        values = self._drop(values)
+        return Memory(values, self.attention.keys(values), mask, first, self._draw_locks(values))
+
+    def _drop(self, sequence: Tensor) -> Tensor:
+        """Dropout of (batch, length, size), locked or not."""
+        if not (self.config.locked and self.training):
+            return self.dropout(sequence)
+        return sequence * self.dropout(torch.ones_like(sequence[:, :1]))
+
+    def _draw_locks(self, values: Tensor) -> tuple[Tensor, ...]:
+        if not (self.config.locked and self.training and self.dropout.p > 0):
+            return ()
+        sizes = (self.config.embedding, self.readout.in_features)
+        return tuple(self.dropout(values.new_ones(len(values), size)) for size in sizes)
+
+    @property
+    def steps_draw(self) -> bool:
+        return self.dropout.p > 0 and not self.config.locked
 
     def start(self, memory: Memory) -> tuple[tuple[Tensor, ...], ...]:
         hidden = torch.tanh(self.initial(memory.summary)).unsqueeze(1)
@@ -151,13 +175,14 @@ class RNNsearch(Seq2Seq):
         return tuple((layer,) for layer in layers)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return self.dropout(self.target_embedding(tokens))
+        embedded = self.target_embedding(tokens)
+        return embedded if self.config.locked else self.dropout(embedded)
 
     def advance(self, embedding: Tensor, state: tuple[tuple[Tensor, ...], ...], memory: Memory) -> Advance:
         def look(query: Tensor) -> tuple[Tensor, Tensor]:
             return self.attention(query, memory.keys, memory.values, memory.mask)
 
-        return self._advance(embedding, state, look)
+        return self._advance(embedding, state, look, memory.locks)
 
     def advance_nodes(
         self, embedding: Tensor, state: tuple[tuple[Tensor, ...], ...], memory: Memory, sentences: Tensor
@@ -172,11 +197,18 @@ class RNNsearch(Seq2Seq):
             context, attention = (part.flatten(0, 1).index_select(0, places).unsqueeze(1) for part in found)
             return context, attention
 
-        return self._advance(embedding, state, look)
+        return self._advance(embedding, state, look, take_rows(memory.locks, sentences))
 
     def _advance(
-        self, embedding: Tensor, state: tuple[tuple[Tensor, ...], ...], look: Callable[[Tensor], tuple[Tensor, Tensor]]
+        self,
+        embedding: Tensor,
+        state: tuple[tuple[Tensor, ...], ...],
+        look: Callable[[Tensor], tuple[Tensor, Tensor]],
+        locks: tuple[Tensor, ...],
     ) -> Advance:
+        """`look` asks the attention; the locks are those of the rows."""
+        if locks:
+            embedding = embedding * locks[0].unsqueeze(1)
         first = self._cell(self.reader, embedding, state[0])
         context, attention = look(first[0])
         layers = [self._cell(self.writer, context, first)]
@@ -186,15 +218,19 @@ class RNNsearch(Seq2Seq):
         top = layers[0][0]
         for layer in layers[1:]:
             top = top + layer[0]
-        return Advance(torch.cat([top, embedding, context], dim=2), tuple(layers), attention)
+        features = torch.cat([top, embedding, context], dim=2)
+        if locks:
+            features = features * locks[1].unsqueeze(1)
+        return Advance(features, tuple(layers), attention)
 
     def project(self, features: Tensor) -> Tensor:
-        hidden = self.readout(self.dropout(features))
+        locked = self.config.locked
+        hidden = self.readout(features if locked else self.dropout(features))
         if self.config.readout == "maxout":
             hidden = hidden.unflatten(-1, (-1, 2)).amax(dim=-1)
         else:
             hidden = torch.tanh(hidden)
-        return self.output(self.dropout(hidden))
+        return self.output(hidden if locked else self.dropout(hidden))
 
     def _cell(self, cell: nn.Module, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """One recurrent cell over (batch, slots); the cells of torch know only one leading dimension."""

@@ -36,6 +36,12 @@ class Seq2Seq(nn.Module):
         super().__init__()
         self.padding, self.bos, self.eos = padding, bos, eos
 
+    @property
+    def steps_draw(self) -> bool:
+        """Whether `embed`, `advance` or `project` draw anything in training, as dropout does: then a search and what
+        runs its prefixes again are two networks, though both read the same memory."""
+        return any(part.p > 0 for part in self.modules() if isinstance(part, nn.Dropout))
+
     @abstractmethod
     def encode(self, source: Tensor, lengths: Tensor) -> Any:
         """Reads the source once.

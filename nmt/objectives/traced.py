@@ -1,15 +1,16 @@
 """Losses of a traced search: searched without a gradient, weighed on its scores alone, replayed where it matters.
 
 A loss whose states are those of the hard search depends on the model only through the log-probabilities of the
-candidates' tokens. So the search runs first, without a gradient and without dropout; the loss and its gradient G with
-respect to those log-probabilities are a matter of small tensors; and the model's gradient is that of
-sum G log p, for which only the prefixes with weight are decoded again, each once (`nmt.search.replay`).
+candidates' tokens. So the search runs first, without a gradient and without the dropout of single steps (locked dropout
+stays); the loss and its gradient G with respect to those log-probabilities are a matter of small tensors; and the
+model's gradient is that of sum G log p, for which only the prefixes with weight are decoded again, each once
+(`nmt.search.replay`).
 """
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nmt.batching import Batch
 from nmt.models.seq2seq import Seq2Seq
@@ -63,8 +64,8 @@ def traced_loss(
         temperature: what `loss` depends on besides; if it is learned, the result's gradient reaches it.
     """
     training = model.training
-    # Without dropout the search reads what the replay reads.
-    shared = None if draws(model) else model.encode(batch.source, batch.source_lengths)
+    # Where the steps draw nothing, the search runs the network that the replay runs, on the same memory.
+    shared = None if model.steps_draw else model.encode(batch.source, batch.source_lengths)
     model.eval()
     with torch.no_grad():
         memory = model.encode(batch.source, batch.source_lengths) if shared is None else map_tree(Tensor.detach, shared)
@@ -122,14 +123,6 @@ def traced_loss(
     for tensor, slope in zip(learned, slopes[len(leaves) :], strict=True):
         total = total + slope * (tensor - tensor.detach())
     return Loss(total, figures)
-
-
-def draws(model: nn.Module) -> bool:
-    """Whether training draws anything: whether there is dropout."""
-    parts = list(model.modules())
-    return any(part.p > 0 for part in parts if isinstance(part, nn.Dropout)) or any(
-        part.dropout > 0 for part in parts if isinstance(part, nn.RNNBase)
-    )
 
 
 def candidate_values(trace: Trace, batch: Batch, eos: int) -> list[Tensor]:

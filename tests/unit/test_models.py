@@ -210,3 +210,52 @@ def test_dropout_acts_in_training_alone(tiny_model):
     assert torch.equal(run(), run())
     model.train()
     assert not torch.equal(run(), run())
+
+
+@pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "decoder_layers": 2, "encoder_layers": 2}])
+def test_locked_dropout_is_drawn_once_a_sentence(tiny_model, variant):
+    model = tiny_model(dropout=0.5, locked=True, **variant)
+    batch = random_batch(3, 12, 6)
+    tokens = shifted(model, batch.target)
+    assert not model.steps_draw and tiny_model(dropout=0.5).steps_draw and not tiny_model(dropout=0.0).steps_draw
+
+    def encode():
+        return model.encode(batch.source, batch.source_lengths)
+
+    plain = step_by_step(model, tokens, encode())
+    assert encode().locks == ()
+    model.train()
+    memory = encode()
+    logits = step_by_step(model, tokens, memory)
+    assert torch.equal(step_by_step(model, tokens, memory), logits)  # all of it stands in the memory
+    assert not torch.equal(step_by_step(model, tokens, encode()), logits)
+    assert not torch.allclose(logits, plain)
+    for lock in memory.locks:
+        assert set(lock.unique().tolist()) == {0.0, 2.0}
+        assert not torch.equal(lock[0], lock[1])
+    # The same units of a sentence at all its source positions.
+    dead = memory.values == 0
+    for row, length in enumerate(batch.source_lengths.tolist()):
+        assert dead[row, :length].all(dim=0).equal(dead[row, 0]) and 0 < dead[row, 0].sum() < dead.shape[2]
+    # A row of a node takes its sentence's locks.
+    sentences = torch.tensor([0, 0, 2])
+    state = map_tree(lambda leaf: leaf[sentences], model.start(memory))
+    embedding = model.embed(torch.tensor([[5], [6], [7]]))
+    for way in (type(model).advance_nodes, Seq2Seq.advance_nodes):
+        found = way(model, embedding, state, memory, sentences)
+        for node, row in enumerate(sentences.tolist()):
+            alone = map_tree(lambda leaf, row=row: leaf[row : row + 1], memory)
+            mine = map_tree(lambda leaf, node=node: leaf[node : node + 1], state)
+            expected = model.advance(embedding[node : node + 1], mine, alone)
+            torch.testing.assert_close(found.features[node], expected.features[0])
+
+
+def test_locked_dropout_keeps_the_expectation(tiny_model):
+    """Means over many draws come close to the values without dropout where the model is linear in what is dropped."""
+    model = tiny_model(dropout=0.3, locked=True).train()
+    batch = random_batch(2, 12, 6)
+    with torch.no_grad():
+        locks = [model.encode(batch.source, batch.source_lengths).locks for _ in range(2000)]
+    for place in range(2):
+        mean = torch.stack([lock[place] for lock in locks]).mean(dim=0)
+        torch.testing.assert_close(mean, torch.ones_like(mean), atol=0.06, rtol=0)

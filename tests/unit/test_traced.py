@@ -308,13 +308,20 @@ def test_the_cross_entropy_is_that_of_a_share_of_the_references(model, batch, sh
     assert found.value.item() - without.value.item() == pytest.approx(0.4 * expected.item())
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_without_dropout_the_sources_are_read_once(tiny_model, dropout, monkeypatch):
-    model = tiny_model(vocabulary=13, seed=2, dropout=dropout).train()
+@pytest.mark.parametrize(("dropout", "locked"), [(0.0, False), (0.3, False), (0.3, True)])
+def test_what_steps_alike_is_read_once(tiny_model, dropout, locked, monkeypatch):
+    model = tiny_model(vocabulary=13, seed=2, dropout=dropout, locked=locked).train()
     calls, encode = [], model.encode
     monkeypatch.setattr(model, "encode", lambda *inputs: calls.append(model.training) or encode(*inputs))
     SoftBeam(SoftBeamConfig())(model, random_batch(6, 13, 7, seed=3)).value.backward()
-    assert calls == ([False, True] if dropout else [True])
+    assert calls == ([False, True] if dropout and not locked else [True])
+
+
+@pytest.mark.parametrize("name", ["min_risk", "reachable_bleu"])
+def test_with_locked_dropout_the_replay_runs_the_network_of_the_search(tiny_model, name):
+    """The whole loss, search included, is then the function of one network: finite differences agree."""
+    model = tiny_model(vocabulary=13, seed=2, scale=1.5, dropout=0.3, locked=True).double().train()
+    check_gradient(model, objective_of(name), random_batch(6, 13, 7, seed=3), NAMES)
 
 
 def test_dropout_is_off_in_the_search_and_on_in_the_replay(tiny_model):
