@@ -5,7 +5,7 @@
 set -euo pipefail
 
 dir=runs/soft_beam_study                  # everything lands here
-corpora="multi30k_en-fr multi30k_en-de tatoeba_en-fr"   # corpus cards; see data/README.md for where their files have to lie
+corpora="multi30k_en-fr multi30k_en-de"   # corpus cards; tatoeba_en-fr, too, where you have its files (data/README.md)
 seeds="1 2 3"                             # of the fine-tuning runs
 arms=""                                   # these arms alone; empty: all
 minutes=20                                # wall time of a fine-tuning run alone, validations not counted

@@ -117,6 +117,11 @@ class SoftBeamConfig:
                 f"soft_beam.operator is '{self.operator}', which does not sort; soft_beam.loss '{self.loss}' needs "
                 f"one of {able}"
             )
+        if self.loss == "gold_in_beam" and self.search.values == "hard":
+            raise UserError(
+                "soft_beam.search.values is 'hard', but soft_beam.loss 'gold_in_beam' follows the reference's soft "
+                "share of mixed states; use soft, or another loss"
+            )
         for name, high in (("restart", 1.0), ("tolerance", 1.0), ("references", 1.0), ("label_smoothing", 0.999)):
             if not 0 <= getattr(self, name) <= high:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give a number from 0 to 1")

@@ -53,8 +53,7 @@ class SoftSearchConfig:
     """hard: straight-through. The search is the hard one, and so is the gradient of its scores; where weights mix
     states, embeddings and rewards they have the gradient of the soft ones, damped."""
     clip: float = 0.0
-    """Largest norm, a sentence and step, of the gradient of the weights that mix, before it is damped; 0: none. Of a
-    loss that is a mean over 64 sentences, 0.01 is a beginning."""
+    """Largest norm, a sentence and step, of the gradient of the weights that mix, before it is damped; 0: none."""
     rollout: int = 0
     """States and embeddings are cut off from what was before them every so many steps; 0: never."""
 

@@ -251,7 +251,7 @@ def test_locked_dropout_is_drawn_once_a_sentence(tiny_model, variant):
 
 
 def test_locked_dropout_keeps_the_expectation(tiny_model):
-    """Means over many draws come close to the values without dropout where the model is linear in what is dropped."""
+    """The mean of many draws of a lock comes close to 1."""
     model = tiny_model(dropout=0.3, locked=True).train()
     batch = random_batch(2, 12, 6)
     with torch.no_grad():

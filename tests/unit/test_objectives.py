@@ -344,6 +344,7 @@ def test_shifted_begins_with_bos(tiny_model):
         ({"restart": 1.5}, "restart is 1.5"),
         ({"overrun": -1}, "overrun is -1"),
         ({"cross_entropy": -0.1}, "cross_entropy is -0.1"),
+        ({"loss": "gold_in_beam", "search": SoftSearchConfig(values="hard")}, "'hard', but soft_beam.loss 'gold_in"),
     ],
 )
 def test_impossible_objective_is_refused(options, words):
