@@ -58,6 +58,9 @@ class TranslationModule(pl.LightningModule):
         self.checkpoint = checkpoint
         self.model = checkpoint.model
         self.objective = make_objective(config)
+        if isinstance(self.objective, SoftBeam):
+            # Weights of a run that is resumed replace the copy's, too.
+            self.objective.stay_near(self.model)
         self.data = data
         # What training by beam search is to gain shows beside greedy search.
         self.dev_searches = {"bleu": config.search}
@@ -159,7 +162,9 @@ class TranslationModule(pl.LightningModule):
             {"params": [p for p in self.model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
         ]
         # What an objective learns (a temperature) is a few numbers, and no weight to decay.
-        if isinstance(self.objective, nn.Module) and (own := list(self.objective.parameters())):
+        if isinstance(self.objective, nn.Module) and (
+            own := [p for p in self.objective.parameters() if p.requires_grad]
+        ):
             groups.append({"params": own, "weight_decay": 0.0})
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
         optimizer = kind(groups, lr=config.lr, betas=config.betas)

@@ -48,6 +48,11 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
         torch.set_num_threads(config.trainer.threads)
     if not resume:
         folder.check_free()
+        if start is None and config.objective == "soft_beam" and config.soft_beam.divergence:
+            raise UserError(
+                f"soft_beam.divergence is {config.soft_beam.divergence}, but there is no model to stay near; give it "
+                "by --from, or leave it 0"
+            )
     # Before the folder is made: a mistake in the data must not leave half a run behind.
     found = load_checkpoint(start) if start is not None else None
     vocabularies = None

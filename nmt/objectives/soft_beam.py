@@ -6,6 +6,7 @@ candidates stay in the beam; a candidate is worth the BLEU that is still within 
 cross-entropy, whose prefixes are decoded in the same steps.
 """
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -97,6 +98,9 @@ class SoftBeamConfig:
     gradients are a tenth of its; token and gold_in_beam are nats a token themselves and want 0.3."""
     label_smoothing: float = 0.1
     """Label smoothing of that cross-entropy."""
+    divergence: float = 0.0
+    """reachable_bleu: weight of KL(start || model), nats, the mean over the prefixes that are decoded again; the start
+    is the model that the run began with, by --from. It costs a decoding without gradient."""
     references: float = 1.0
     """reachable_bleu: share of the sentences, at least one, drawn anew for every batch, that the cross-entropy is the
     mean of. Only their references are decoded."""
@@ -125,13 +129,20 @@ class SoftBeamConfig:
         for name, high in (("restart", 1.0), ("tolerance", 1.0), ("references", 1.0), ("label_smoothing", 0.999)):
             if not 0 <= getattr(self, name) <= high:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give a number from 0 to 1")
-        for name in ("overrun", "sharpness", "risk", "cross_entropy"):
+        if self.divergence and self.loss != "reachable_bleu":
+            raise UserError(
+                f"soft_beam.divergence is {self.divergence}, but soft_beam.loss '{self.loss}' knows none; leave it 0, "
+                "or use reachable_bleu"
+            )
+        for name in ("overrun", "sharpness", "risk", "cross_entropy", "divergence"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give 0 or more")
 
 
 class SoftBeam(nn.Module):
     """The objective; its only parameter is a learned temperature, where that is asked for.
+
+    Where the divergence from the start counts, it holds a frozen copy of that model, which is part of the run's state.
 
     Args:
         config: its settings.
@@ -147,6 +158,19 @@ class SoftBeam(nn.Module):
                 operator = without_masks(operator)
         self.operator: Operator = operator
         self.temperature = config.temperature.build(config.search.temperature)
+        self.anchor: Seq2Seq | None = None
+
+    def stay_near(self, start: Seq2Seq) -> None:
+        """Keeps a frozen copy of the model that the run begins with, if the divergence from it counts."""
+        if self.config.divergence:
+            self.anchor = copy.deepcopy(start).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "SoftBeam":
+        """As of every module; the start's dropout stays off."""
+        super().train(mode)
+        if self.anchor is not None:
+            self.anchor.eval()
+        return self
 
     def forward(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
         temperature = self.temperature(update)
@@ -180,6 +204,8 @@ class SoftBeam(nn.Module):
             label_smoothing=config.label_smoothing,
             references=config.references,
             temperature=temperature,
+            anchor=self.anchor,
+            divergence=config.divergence,
         )
 
     def _make_loss(self, model: Seq2Seq, batch: Batch) -> SoftLoss:

@@ -8,9 +8,11 @@ model's gradient is that of sum G log p, for which only the prefixes with weight
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div
 
 from nmt.batching import Batch
 from nmt.models.seq2seq import Seq2Seq
@@ -18,7 +20,7 @@ from nmt.objectives.likelihood import weighted_log_likelihood
 from nmt.objectives.objective import Loss
 from nmt.objectives.prefix_bleu import PrefixBLEU
 from nmt.objectives.soft_bleu import count_reference
-from nmt.search.replay import replay
+from nmt.search.replay import Replay, replay
 from nmt.search.trace import Trace, TraceStep, trace_search
 from nmt.tree import map_tree, take_slots
 
@@ -44,6 +46,8 @@ def traced_loss(
     label_smoothing: float,
     references: float = 1.0,
     temperature: float | Tensor = 0.0,
+    anchor: Seq2Seq | None = None,
+    divergence: float = 0.0,
 ) -> Loss:
     """Searches, weighs, replays.
 
@@ -62,6 +66,8 @@ def traced_loss(
         references: share of the sentences, at least one and drawn by torch's generator, that the cross-entropy is the
             mean of.
         temperature: what `loss` depends on besides; if it is learned, the result's gradient reaches it.
+        anchor: a model to stay near, in evaluation mode, or None.
+        divergence: weight of KL(anchor || model), nats, the mean over all prefixes that are decoded again.
     """
     training = model.training
     # Where the steps draw nothing, the search runs the network that the replay runs, on the same memory.
@@ -99,7 +105,11 @@ def traced_loss(
     if references < 1:
         order = torch.randperm(len(inside), device=inside.device)
         led = order < max(1, round(references * len(inside)))
-    played = replay(model, memory, trace, weights, batch.target, batch.target_lengths, tolerance * largest, led)
+
+    def play(network: Seq2Seq, memory: Any) -> Replay:
+        return replay(network, memory, trace, weights, batch.target, batch.target_lengths, tolerance * largest, led)
+
+    played = play(model, memory)
     asked = inside if led is None else inside & led.unsqueeze(1)
     gold_rows, gold_tokens = played.gold[asked], batch.target[asked]
     share = played.weights.new_full(gold_rows.shape, cross_entropy / len(gold_rows))
@@ -112,6 +122,12 @@ def traced_loss(
         torch.cat([played.weights, share * -(1 - label_smoothing)]),
         uniform,
     )
+    if anchor is not None:
+        with torch.no_grad():
+            known = anchor.project(play(anchor, anchor.encode(batch.source, batch.source_lengths)).features)
+        apart = mean_divergence(known, logits)
+        figures["divergence"] = apart.detach()
+        likelihood = likelihood + divergence * apart
     weighed, gold = log_probability.split([len(played.rows), len(gold_rows)])
     figures |= {
         "nll": -gold.mean(),
@@ -123,6 +139,13 @@ def traced_loss(
     for tensor, slope in zip(learned, slopes[len(leaves) :], strict=True):
         total = total + slope * (tensor - tensor.detach())
     return Loss(total, figures)
+
+
+def mean_divergence(wanted: Tensor, logits: Tensor) -> Tensor:
+    """KL(p || q) in nats of p = softmax(wanted) and q = softmax(logits), each (rows, vocabulary); the mean over the
+    rows."""
+    p, q = (each.to(torch.promote_types(each.dtype, torch.float32)).log_softmax(dim=1) for each in (wanted, logits))
+    return kl_div(q, p, reduction="batchmean", log_target=True)
 
 
 def candidate_values(trace: Trace, batch: Batch, eos: int) -> list[Tensor]:

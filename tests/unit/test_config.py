@@ -77,6 +77,7 @@ IMPOSSIBLE = {
         "tolerance": [-0.1, 1.1, nan],
         "sharpness": [-1.0],
         "cross_entropy": [-1.0],
+        "divergence": [-0.1, nan, math.inf],
         "references": [-0.1, 1.1, nan],
     },
     ("soft_beam.temperature", TemperatureConfig): {

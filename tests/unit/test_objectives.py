@@ -345,6 +345,7 @@ def test_shifted_begins_with_bos(tiny_model):
         ({"overrun": -1}, "overrun is -1"),
         ({"cross_entropy": -0.1}, "cross_entropy is -0.1"),
         ({"loss": "gold_in_beam", "search": SoftSearchConfig(values="hard")}, "'hard', but soft_beam.loss 'gold_in"),
+        ({"loss": "token", "divergence": 0.5}, "divergence is 0.5, but soft_beam.loss 'token' knows none"),
     ],
 )
 def test_impossible_objective_is_refused(options, words):

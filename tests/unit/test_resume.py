@@ -58,6 +58,7 @@ CASES = {
         "soft_beam.temperature.updates": 9,
     },
     "learned": {"objective": "soft_beam", "soft_beam.temperature.schedule": "learned"},
+    "divergence": {"objective": "soft_beam", "soft_beam.divergence": 0.5},
     "expected_bleu": {"objective": "soft_beam", "soft_beam.loss": "expected_bleu", "trainer.accumulate": 2},
 }
 
@@ -75,10 +76,16 @@ def test_resume_is_exact(case, validate_every, tmp_path, small_corpus):
         "trainer.validate_every": validate_every,
         **CASES[case],
     }
+    # The divergence is from a model that the run begins with.
+    start = tmp_path / "start" if case == "divergence" else None
+    if start:
+        train_quietly(
+            make_config(start, small_corpus, {**options, "objective": "cross_entropy", "trainer.max_steps": 2})
+        )
     whole = make_config(tmp_path / "whole", small_corpus, {**options, "trainer.max_steps": 2 * N})
-    train_quietly(whole)
+    train_quietly(whole, start=start)
     half = make_config(tmp_path / "half", small_corpus, {**options, "trainer.max_steps": N})
-    train_quietly(half)
+    train_quietly(half, start=start)
     assert read_state(tmp_path / "half" / "last.ckpt")["global_step"] == N
     half.trainer.max_steps = 2 * N
     train_quietly(half, resume=True)

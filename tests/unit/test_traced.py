@@ -308,6 +308,41 @@ def test_the_cross_entropy_is_that_of_a_share_of_the_references(model, batch, sh
     assert found.value.item() - without.value.item() == pytest.approx(0.4 * expected.item())
 
 
+def test_the_divergence_is_the_mean_kl_from_the_start_over_the_prefixes_that_are_decoded(model, tiny_model, batch):
+    """Nothing of a hard top-k without its risk has weight: they are those of the references."""
+    start = tiny_model(vocabulary=13, seed=4, dropout=0.5).double()
+    near, plain = (SoftBeam(SoftBeamConfig(risk=0.0, divergence=weight), only_hard) for weight in (0.7, 0.0))
+    near.stay_near(start)
+    near.train()
+    apart = []
+    with torch.no_grad():
+        for row in range(len(batch.source)):
+            source = batch.source[row : row + 1, : batch.source_lengths[row]], batch.source_lengths[row : row + 1]
+            tokens = shifted(model, batch.target[row : row + 1, : batch.target_lengths[row]])
+            q, p = (
+                each.project(each.teacher_force(tokens, each.encode(*source)))[0].log_softmax(dim=1)
+                for each in (model, start.eval())
+            )
+            apart += (p.exp() * (p - q)).sum(dim=1).tolist()
+    expected = sum(apart) / len(apart)
+    assert expected > 0.01
+    found = near(model, batch)
+    assert found.figures["divergence"].item() == pytest.approx(expected)
+    assert found.value.item() - plain(model, batch).value.item() == pytest.approx(0.7 * expected)
+
+
+def test_the_divergence_has_its_gradient_and_the_start_has_none(model, batch):
+    near = objective_of("reachable_bleu", divergence=0.7)
+    # Weights that are rounding errors come and go, and with them the prefixes of the mean.
+    near.config.tolerance = 1e-6
+    near.stay_near(model)
+    assert near(model, batch).figures["divergence"].item() == pytest.approx(0.0, abs=1e-9)
+    with torch.no_grad():
+        model.output.weight.mul_(1.1)
+    check_gradient(model, near, batch, NAMES)
+    assert all(p.grad is None and not p.requires_grad for p in near.parameters())
+
+
 @pytest.mark.parametrize(("dropout", "locked"), [(0.0, False), (0.3, False), (0.3, True)])
 def test_what_steps_alike_is_read_once(tiny_model, dropout, locked, monkeypatch):
     model = tiny_model(vocabulary=13, seed=2, dropout=dropout, locked=locked).train()

@@ -69,6 +69,13 @@ def test_the_seed_decides_the_weights(small_corpus, tmp_path):
     assert not torch.equal(first["output.weight"], other["output.weight"])
 
 
+def test_a_divergence_from_no_model_is_refused(small_corpus, tmp_path):
+    options = {"objective": "soft_beam", "soft_beam.divergence": 0.5}
+    with pytest.raises(UserError, match=r"divergence is 0.5, but there is no model to stay near; give it by --from"):
+        train_quietly(make_config(tmp_path / "run", small_corpus, options))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("file", ["last.ckpt", "model.safetensors"])
 def test_a_folder_that_holds_a_run_is_refused_before_the_data_are_read(small_corpus, tmp_path, file):
     config = make_config(tmp_path, small_corpus, {"data.train_source": "nowhere"})
