@@ -1,5 +1,7 @@
-"""The soft-beam study: the same cross-entropy model, the same wall time, one objective an arm.
+"""The soft-beam study: the same cross-entropy model, the same wall time, one objective an arm. Every seed has a
+cross-entropy model of its own, which all its arms begin with.
 
+    python recipes/soft_beam_study.py start DIR ...    the cross-entropy models, --jobs at a time
     python recipes/soft_beam_study.py plan DIR ...     seconds an update of each arm -> updates that fill --minutes
     python recipes/soft_beam_study.py train DIR ...    every run that is not finished, --jobs at a time
     python recipes/soft_beam_study.py test DIR ...     translations of the test set and their scores, once a run
@@ -16,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ import yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 BEAMS = (1, 5, 10)
+START = "cross_entropy"
 CONTROL = "continued"
 
 
@@ -51,6 +54,13 @@ class Run:
         return [word for key, value in self.flags.items() for word in (f"--{key}", str(value))]
 
 
+def starts(chosen: argparse.Namespace) -> Iterator[Run]:
+    """What the arms begin with: one run for each seed and corpus."""
+    for seed in chosen.seeds:
+        for corpus in chosen.corpora:
+            yield Run(corpus, START, seed, chosen.directory / corpus / f"{START}.{seed}", {})
+
+
 def runs(chosen: argparse.Namespace) -> Iterator[Run]:
     """All runs of the study, the control of a seed first."""
     arms = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
@@ -67,7 +77,7 @@ def fine_tuning(run: Run, chosen: argparse.Namespace, folder: Path, updates: int
     """The command of a run of so many updates."""
     return [
         *("nmt", "train", "--config", str(CONFIGS / "study_fine_tuning.yaml"), "--run", str(folder)),
-        *("--from", str(chosen.directory / run.corpus / "cross_entropy"), "--data.corpus", run.corpus),
+        *("--from", str(chosen.directory / run.corpus / f"{START}.{run.seed}"), "--data.corpus", run.corpus),
         *("--seed", str(run.seed), "--trainer.max_steps", str(updates), "--trainer.threads", str(chosen.threads)),
         *run.words,
         *shlex.split(chosen.flags),
@@ -104,22 +114,44 @@ def _tokens_an_update(run: Run, chosen: argparse.Namespace) -> float:
     from nmt.config_file import read_config
     from nmt.data_module import TranslationData
 
-    start = load_checkpoint(chosen.directory / run.corpus / "cross_entropy")
+    start = load_checkpoint(chosen.directory / run.corpus / f"{START}.{run.seed}")
     config = read_config(CONFIGS / "study_fine_tuning.yaml", {"data.corpus": run.corpus, **run.flags})
     data = TranslationData(config.data, run.seed, (start.source_vocabulary, start.target_vocabulary))
     lengths = data.train_corpus.target_lengths[data.stream.rows]
     return float((lengths + 1).sum()) / data.stream.batches_in_epoch(0)
 
 
+def start(chosen: argparse.Namespace) -> None:
+    """Trains the cross-entropy models that are not finished."""
+
+    def command(run: Run) -> list[str]:
+        return [
+            *("nmt", "train", "--config", str(CONFIGS / "study_cross_entropy.yaml"), "--run", str(run.folder)),
+            *("--data.corpus", run.corpus, "--seed", str(run.seed), "--trainer.threads", str(chosen.threads)),
+            *shlex.split(chosen.flags),
+        ]
+
+    finish(list(starts(chosen)), command, chosen.jobs)
+
+
 def train(chosen: argparse.Namespace) -> None:
-    """Trains what is not finished; a run that broke off goes on where it was."""
+    """Trains the arms that are not finished."""
     planned = json.loads((chosen.directory / "plan.json").read_text())
+
+    def command(run: Run) -> list[str]:
+        return fine_tuning(run, chosen, run.folder, planned[run.corpus][run.arm]["updates"])
+
+    finish(list(runs(chosen)), command, chosen.jobs)
+
+
+def finish(wanted: list[Run], command: Callable[[Run], list[str]], jobs: int) -> None:
+    """Trains what is not finished; a run that broke off goes on where it was."""
 
     def one(run: Run) -> None:
         done = run.folder / "done.json"
         if done.exists():
             return
-        words = fine_tuning(run, chosen, run.folder, planned[run.corpus][run.arm]["updates"])
+        words = command(run)
         if (run.folder / "last.ckpt").exists():
             words = ["nmt", "train", "--resume", str(run.folder)]
         else:
@@ -131,8 +163,8 @@ def train(chosen: argparse.Namespace) -> None:
         done.write_text(json.dumps({"seconds": time.perf_counter() - began, "resumed": "--resume" in words}))
         print(f"{run.corpus} {run.arm} seed {run.seed}: {_best(run):.2f} dev BLEU", flush=True)
 
-    with ThreadPoolExecutor(chosen.jobs) as pool:
-        list(pool.map(one, runs(chosen)))
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, wanted))
 
 
 def _best(run: Run) -> float:
@@ -140,7 +172,7 @@ def _best(run: Run) -> float:
 
 
 def test(chosen: argparse.Namespace) -> None:
-    """Translates the test set by each finished run, and by the model they began from, once."""
+    """Translates the test set by each finished run, once."""
     import torch
 
     import nmt
@@ -151,17 +183,14 @@ def test(chosen: argparse.Namespace) -> None:
     torch.set_num_threads(chosen.threads * chosen.jobs)
     results = chosen.directory / "results.jsonl"
     seen = {(r["corpus"], r["arm"], r["seed"]) for r in read_results(results)}
-    starts = [Run(c, "cross_entropy", 0, chosen.directory / c / "cross_entropy", {}) for c in chosen.corpora]
-    for run in [*starts, *runs(chosen)]:
-        finished = run.arm == "cross_entropy" or (run.folder / "done.json").exists()
-        if not finished or (run.corpus, run.arm, run.seed) in seen:
+    for run in [*starts(chosen), *runs(chosen)]:
+        if not (run.folder / "done.json").exists() or (run.corpus, run.arm, run.seed) in seen:
             continue
         pairs = load_card(run.corpus).read("test")
         translator = nmt.load(run.folder)
         record: dict[str, Any] = {"corpus": run.corpus, "arm": run.arm, "seed": run.seed, "dev_bleu": _best(run)}
-        if run.arm != "cross_entropy":
-            record |= {"flags": run.flags, **json.loads((run.folder / "done.json").read_text())}
-            record["updates"] = json.loads((run.folder / "manifest.json").read_text())["updates"]
+        record |= {"flags": run.flags, **json.loads((run.folder / "done.json").read_text())}
+        record["updates"] = json.loads((run.folder / "manifest.json").read_text())["updates"]
         for beam in BEAMS:
             lines = translator.translate(pairs.source, beam_size=beam)
             write_lines(run.folder / f"test.beam{beam}.txt", lines)
@@ -221,22 +250,22 @@ def table(chosen: argparse.Namespace) -> None:
         for arm in dict.fromkeys(r["arm"] for r in mine):
             rows = [r for r in mine if r["arm"] == arm]
             cells = [arm, str(len(rows))]
-            cells.append(str(rows[0].get("updates", "")))
-            cells.append("/".join(f"{r['seconds']:.0f}" for r in rows if "seconds" in r))
+            for key in ("updates", "seconds"):
+                cells.append("/".join(dict.fromkeys(f"{r[key]:.0f}" for r in rows)))
             for key in ("dev_bleu", "bleu_1", "bleu_5", "bleu_10"):
                 values = [r[key] for r in rows]
                 spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.fmean(values):.2f}{spread}")
             control = {r["seed"] for r in mine if r["arm"] == CONTROL}
             seeds = sorted({r["seed"] for r in rows} & control)
-            tested = arm not in (CONTROL, "cross_entropy") and seeds
+            tested = arm not in (CONTROL, START) and seeds
             cells.append(f"{p_values(chosen, corpus, arm, CONTROL, seeds):.3f}" if tested else "")
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = {"plan": plan, "train": train, "test": test, "table": table}
+    verbs = {"start": start, "plan": plan, "train": train, "test": test, "table": table}
     parser.add_argument("verb", choices=verbs)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--corpora", nargs="+", default=["multi30k_en-fr", "multi30k_en-de"])

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Does training through the soft beam pay? From one cross-entropy model a corpus, with the same wall time a run:
+# Does training through the soft beam pay? From one cross-entropy model a corpus and seed, with the same wall time a run:
 # continued cross-entropy, minimum risk, the soft beam, and others (recipes/soft_beam_study.yaml). Run it again after
 # an interruption: it goes on where it was. The test set is read in the last stage alone.
 set -euo pipefail
 
 dir=runs/soft_beam_study                  # everything lands here
 corpora="multi30k_en-fr multi30k_en-de"   # corpus cards; tatoeba_en-fr, too, where you have its files (data/README.md)
-seeds="1 2 3"                             # of the fine-tuning runs
+seeds="1 2 3"                             # of the cross-entropy models, and of what begins with them
 arms=""                                   # these arms alone; empty: all
 minutes=20                                # wall time of a fine-tuning run alone, validations not counted
 jobs=2                                    # runs at a time
@@ -66,17 +66,7 @@ fi
 
 if wanted 2; then
     echo "== stage 2: cross-entropy"
-    for corpus in $corpora; do
-        run=$dir/$corpus/cross_entropy
-        if [ -f "$run/last.ckpt" ]; then
-            nmt train --resume "$run"
-        else
-            rm -rf "$run"
-            # shellcheck disable=SC2086
-            nmt train --config recipes/configs/study_cross_entropy.yaml --run "$run" --data.corpus "$corpus" \
-                --trainer.threads "$threads" $train_flags
-        fi
-    done
+    study start
 fi
 
 if wanted 3; then
