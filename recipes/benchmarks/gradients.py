@@ -9,6 +9,7 @@ on the same batches of the training text, without dropout:
             the noise ("-": not to be told apart from infinity with this many)
     train   d J / d step along u = -g / |g| on the sentences of these batches: how far the direction is right
     dev     the same on the dev set: how far it is right for other text
+    +-      standard error of that slope, from the scatter of the sentences' slopes
     claim   -<g, u> = |g|: what the objective says that 1 - J (or its own loss) changes along u
 """
 
@@ -35,10 +36,10 @@ from nmt.objectives.soft_bleu import count_reference, soft_bleu
 from nmt.search import SearchConfig, beam_search
 
 
-def true_bleu(model: Seq2Seq, corpus: EncodedCorpus, rows: list[int], beam_size: int, device: str) -> float:
-    """J on some rows of a corpus."""
+def true_bleu(model: Seq2Seq, corpus: EncodedCorpus, rows: list[int], beam_size: int, device: str) -> Tensor:
+    """(rows,): the sentence BLEU of some rows of a corpus; J is their mean."""
     lengths = corpus.source_lengths + 1
-    total = 0.0
+    bleu = torch.zeros(len(rows), dtype=torch.float64)
     for planned in evaluation_batches([int(lengths[row]) for row in rows], 4096):
         batch = collate(corpus, [rows[place] for place in planned], 0).to(device)
         found = beam_search(model, batch.source, batch.source_lengths, SearchConfig(beam_size=beam_size))
@@ -51,8 +52,8 @@ def true_bleu(model: Seq2Seq, corpus: EncodedCorpus, rows: list[int], beam_size:
         inside = torch.arange(batch.target.shape[1], device=device) < ends.unsqueeze(1)
         match = (padded.unsqueeze(3) == batch.target.masked_fill(~inside, -1)[:, None, None]).float()
         count = torch.tensor([[float(len(ids))] for ids in tokens], device=device)
-        total += soft_bleu(match, count, count_reference(batch.target, ends)).sum().item()
-    return total / len(rows)
+        bleu[planned] = soft_bleu(match, count, count_reference(batch.target, ends)).flatten().double().cpu()
+    return bleu
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
@@ -85,7 +86,7 @@ def main() -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     weights = [p.detach().clone() for p in parameters]
 
-    def truth() -> tuple[float, float]:
+    def truth() -> tuple[Tensor, Tensor]:
         return (
             true_bleu(model, data.train_corpus, train_rows, chosen.beam_size, device),
             true_bleu(model, data.dev_corpus, dev_rows, chosen.beam_size, device),
@@ -100,8 +101,10 @@ def main() -> None:
                 place += weight.numel()
 
     print(describe())
-    print(f"J {truth()[0]:.4f} train ({len(train_rows)} lines), {truth()[1]:.4f} dev ({len(dev_rows)} lines)\n")
-    head = f"{'objective':<24}{'|g|':>8}{'median':>8}{'largest':>9}{'noise':>7}{'train':>8}{'dev':>8}{'seconds':>9}"
+    on_train, on_dev = (float(bleu.mean()) for bleu in truth())
+    print(f"J {on_train:.4f} train ({len(train_rows)} lines), {on_dev:.4f} dev ({len(dev_rows)} lines)\n")
+    columns = {"|g|": 8, "median": 8, "largest": 9, "noise": 7, "train": 8, "+-": 7, "dev": 8, "+- ": 7, "seconds": 9}
+    head = f"{'objective':<24}" + "".join(f"{name.strip():>{width}}" for name, width in columns.items())
     print(head, flush=True)
     for name, changes in yaml.safe_load(Path(chosen.estimators).read_text()).items():
         objective = make_objective(read_config(saved, {**same, **changes}))
@@ -123,7 +126,9 @@ def main() -> None:
         move(direction, -chosen.step)
         below = truth()
         move(direction, 0.0)
-        train, dev = ((a - b) / (2 * chosen.step) for a, b in zip(above, below, strict=True))
+        slopes = [(a - b) / (2 * chosen.step) for a, b in zip(above, below, strict=True)]
+        train, dev = (float(slope.mean()) for slope in slopes)
+        errors = [float(slope.std() / len(slope) ** 0.5) for slope in slopes]
         record = {
             "objective": name,
             "norm": mean.norm().item(),
@@ -133,6 +138,8 @@ def main() -> None:
             "noise": (covariance / signal).item() if signal > covariance / len(batches) / 4 else None,
             "train": train,
             "dev": dev,
+            "train_error": errors[0],
+            "dev_error": errors[1],
             "seconds_a_batch": seconds,
             "step": chosen.step,
             "batches": len(batches),
@@ -141,7 +148,7 @@ def main() -> None:
         noise = f"{record['noise']:.0f}" if record["noise"] else "-"
         print(
             f"{name:<24}{record['norm']:>8.3f}{record['median']:>8.3f}{record['largest']:>9.3f}{noise:>7}"
-            f"{train:>8.3f}{dev:>8.3f}{seconds:>9.2f}",
+            f"{train:>8.3f}{errors[0]:>7.3f}{dev:>8.3f}{errors[1]:>7.3f}{seconds:>9.2f}",
             flush=True,
         )
         if chosen.output:
