@@ -157,6 +157,7 @@ def finish(wanted: list[Run], command: Callable[[Run], list[str]], jobs: int) ->
         else:
             shutil.rmtree(run.folder, ignore_errors=True)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{run.corpus} {run.arm} seed {run.seed}: training, see {run.folder}.log", flush=True)
         began = time.perf_counter()
         with open(f"{run.folder}.log", "a", encoding="utf-8") as log:
             subprocess.run(words, check=True, stdout=log, stderr=log)

@@ -184,6 +184,11 @@ class SoftBeam(nn.Module):
     def _reach(self, model: Seq2Seq, batch: Batch, temperature: float | Tensor) -> Loss:
         """The loss on the states of the hard search."""
         config = self.config
+        if config.divergence and self.anchor is None:
+            raise UserError(
+                f"soft_beam.divergence is {config.divergence}, but there is no model to stay near; call "
+                "stay_near(model) first, or leave it 0"
+            )
 
         def loss(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Figures, Figures]:
             reached, figures = reachable_bleu(trace, scores, values, self.operator, temperature, config.sharpness)

@@ -103,8 +103,8 @@ def main() -> None:
     print(describe())
     on_train, on_dev = (float(bleu.mean()) for bleu in truth())
     print(f"J {on_train:.4f} train ({len(train_rows)} lines), {on_dev:.4f} dev ({len(dev_rows)} lines)\n")
-    columns = {"|g|": 8, "median": 8, "largest": 9, "noise": 7, "train": 8, "+-": 7, "dev": 8, "+- ": 7, "seconds": 9}
-    head = f"{'objective':<24}" + "".join(f"{name.strip():>{width}}" for name, width in columns.items())
+    head = f"{'objective':<24}{'|g|':>8}{'median':>8}{'largest':>9}{'noise':>7}"
+    head += f"{'train':>8}{'+-':>7}{'dev':>8}{'+-':>7}{'seconds':>9}"
     print(head, flush=True)
     for name, changes in yaml.safe_load(Path(chosen.estimators).read_text()).items():
         objective = make_objective(read_config(saved, {**same, **changes}))

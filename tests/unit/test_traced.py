@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nmt.batching import Batch
+from nmt.errors import UserError
 from nmt.objectives import (
     CrossEntropy,
     CrossEntropyConfig,
@@ -335,6 +336,8 @@ def test_the_divergence_has_its_gradient_and_the_start_has_none(model, batch):
     near = objective_of("reachable_bleu", divergence=0.7)
     # Weights that are rounding errors come and go, and with them the prefixes of the mean.
     near.config.tolerance = 1e-6
+    with pytest.raises(UserError, match=r"call stay_near\(model\) first"):
+        near(model, batch)
     near.stay_near(model)
     assert near(model, batch).figures["divergence"].item() == pytest.approx(0.0, abs=1e-9)
     with torch.no_grad():
