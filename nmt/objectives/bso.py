@@ -15,7 +15,7 @@ from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.prefix_bleu import PrefixBLEU
 from nmt.objectives.soft_bleu import count_reference
 from nmt.search.beam import expand, first_beam, log_normaliser, restart_beam
-from nmt.search.hard import hard_reparent, hard_select
+from nmt.search.selection import hard_reparent, hard_select
 from nmt.tree import join_slots, map_tree, split_slots, take_slots, where_rows
 
 

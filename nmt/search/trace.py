@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nmt.models.seq2seq import Seq2Seq
 from nmt.search.beam import Beam, Candidates, expand, first_beam, log_normaliser
-from nmt.search.hard import hard_reparent, hard_select
+from nmt.search.selection import hard_reparent, hard_select
 from nmt.tree import take_rows
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 BLOCK = 32
 # Elements of one part of the rows: half a mebibyte of float32.
 _PART = 1 << 17
-# Elements that PyTorch's vectorised loop takes at once: two AVX-512 registers of float32. What is left over, it computes
-# one by one.
+# Elements that PyTorch's vectorised loop takes at once, two AVX-512 registers of float32; what is left over goes
+# through other code.
 _LANES = 32
 
 

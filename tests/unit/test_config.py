@@ -124,6 +124,15 @@ IMPOSSIBLE = {
         "max_ratio": [-1.0],
         "max_extra": [-1],
         "n_best": [0, 6],
+        "min_ratio": [-0.1, nan],
+        "min_extra": [-1],
+        "coverage": [-0.1, nan],
+        "groups": [0, 2],
+        "diversity": [-1.0, nan],
+        "strategy": ["smaple"],
+        "temperature": [0.0, 2.0],
+        "top_k": [-1, 5],
+        "top_p": [0.0, 0.9],
     },
 }
 CASES = [
@@ -146,7 +155,7 @@ def test_impossible_values_are_refused_by_name(section, kind, name, value):
 
 def test_every_key_was_thought_of():
     """A new key with limits belongs into the table above."""
-    free = {"joint", "byte_fallback", "locked"}
+    free = {"joint", "byte_fallback", "locked", "seed"}
     for (section, kind), fields in IMPOSSIBLE.items():
         for field in dataclasses.fields(kind):
             nested = dataclasses.is_dataclass(field.default_factory)

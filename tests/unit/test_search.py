@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from nmt.errors import UserError
+from nmt.models import Ensemble
 from nmt.search import Beam, SearchConfig, SoftSearchConfig, beam_search, expand, first_beam, soft_beam_search
 from nmt.search.beam import log_normaliser
-from nmt.search.hard import hard_reparent, hard_select
+from nmt.search.selection import hard_reparent, hard_select
 from nmt.search.soft import clip_gradient
 from tests.conftest import random_batch
 
@@ -345,3 +346,33 @@ def test_impossible_search_is_refused(options, words):
 def test_impossible_soft_search_is_refused(options, words):
     with pytest.raises(UserError, match=words):
         SoftSearchConfig(**options)
+
+
+def test_an_ensemble_of_one_model_twice_is_the_model(tiny_model):
+    model = tiny_model(vocabulary=30, seed=1)
+    batch = random_batch(20, 30, 12, seed=5)
+    config = SearchConfig(4, n_best=3)
+    alone = beam_search(model, batch.source, batch.source_lengths, config, attention=True)
+    twice = beam_search(Ensemble([model, model]), batch.source, batch.source_lengths, config, attention=True)
+    for one, two in zip(alone, twice, strict=True):
+        assert [h.tokens for h in two] == [h.tokens for h in one]
+        assert [h.score for h in two] == pytest.approx([h.score for h in one], abs=1e-5)
+        torch.testing.assert_close(two[0].attention, one[0].attention)
+
+
+def test_an_ensemble_is_the_mean_of_the_probabilities(tiny_model):
+    models = [tiny_model(vocabulary=7, seed=1), tiny_model(vocabulary=7, seed=2, embedding=6, cell="lstm")]
+    source, lengths = torch.tensor([[4, 5, EOS]]), torch.tensor([3])
+    found = beam_search(Ensemble(models), source, lengths, SearchConfig(100, "none", max_ratio=0, max_extra=4))[0][0]
+
+    def of_tokens(model):
+        memory = model.encode(source, lengths)
+        features = model.teacher_force(torch.tensor([[2, *found.tokens]]), memory)
+        target = torch.tensor([[*found.tokens, EOS]])
+        return model.project(features).softmax(2).gather(2, target.unsqueeze(2)).flatten()
+
+    with torch.no_grad():
+        expected = (of_tokens(models[0]) + of_tokens(models[1])) / 2
+    assert found.token_log_probabilities == pytest.approx(expected.log().tolist(), abs=1e-4)
+    with pytest.raises(UserError, match="different target vocabularies"):
+        Ensemble([models[0], tiny_model(vocabulary=8)])
