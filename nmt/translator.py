@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from nmt.batching import evaluation_batches
 from nmt.checkpoint import Checkpoint, load_checkpoint
 from nmt.errors import UserError, did_you_mean
 from nmt.models import Seq2Seq
-from nmt.search import Hypothesis, SearchConfig, beam_search
-from nmt.vocabulary import EOS, PAD
+from nmt.search import Constraints, Demand, Hypothesis, SearchConfig, beam_search
+from nmt.translation import NOTHING, Translation
+from nmt.translation import replace_unknown as spell_unknown
+from nmt.vocabulary import BOS, EOS, PAD, UNK
+from nmt.wishes import Wish, demand_of, warn_unmet
 
 logger = logging.getLogger(__name__)
 
@@ -38,29 +40,6 @@ class LengthLimit:
             raise UserError(f"too_long is '{self.too_long}'; choose truncate or empty")
 
 
-@dataclass(frozen=True)
-class Translation:
-    """One hypothesis for one line.
-
-    Attributes:
-        text: detokenised.
-        score: the log-probability after length normalisation.
-        log_probability: in nats, the end of the sentence counted.
-        source_pieces, pieces: what the model read and wrote, each with "</s>" at its end.
-        attention: (pieces, source pieces), when asked for.
-    """
-
-    text: str
-    score: float
-    log_probability: float
-    source_pieces: list[str]
-    pieces: list[str]
-    attention: Tensor | None = None
-
-
-NOTHING = Translation("", 0.0, 0.0, [], [])
-
-
 def search_ids(
     model: Seq2Seq,
     sources: Sequence[Sequence[int]],
@@ -68,6 +47,9 @@ def search_ids(
     *,
     batch_tokens: int = 4096,
     attention: bool = False,
+    demands: Sequence[Demand] | None = None,
+    pieces: Sequence[str] = (),
+    numbers: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """Searches for every source (ids without EOS), sorted into batches inside, returned in order.
 
@@ -77,6 +59,9 @@ def search_ids(
         config: the search.
         batch_tokens: most source tokens of a batch, padding counted (a longer sentence goes alone).
         attention: whether hypotheses carry attention.
+        demands: on each source's hypotheses.
+        pieces: the target vocabulary, for the demands; see `Constraints`.
+        numbers: of the sources in the whole text, which decide what is drawn; 0, 1, ... by default.
     """
     if not sources:
         return []
@@ -90,12 +75,18 @@ def search_ids(
         block = torch.full((len(rows), longest), PAD)
         for place, row in enumerate(rows):
             block[place, : lengths[row]] = torch.tensor([*sources[row], EOS])
+        constraints = None
+        if demands is not None and any(demands[row] != Demand() for row in rows):
+            never = (model.padding, model.bos)
+            constraints = Constraints([demands[row] for row in rows], pieces, eos=model.eos, never=never)
         found = beam_search(
             model,
             block.to(device),
             torch.tensor([lengths[row] for row in rows]),
             config,
             attention=attention,
+            constraints=constraints,
+            numbers=[int(row) if numbers is None else numbers[row] for row in rows],
         )
         for row, hypotheses in zip(rows, found, strict=True):
             if not hypotheses:
@@ -115,6 +106,10 @@ class Translator:
         self.model = checkpoint.model.eval()
         self.source_vocabulary = checkpoint.source_vocabulary
         self.target_vocabulary = checkpoint.target_vocabulary
+        special = (PAD, UNK, BOS, EOS)
+        names = self.target_vocabulary.pieces(range(len(self.target_vocabulary)))
+        self._unknown = names[UNK]
+        self._pieces = ["" if number in special else name for number, name in enumerate(names)]
 
     def translate(self, lines: Sequence[str], **options: Any) -> list[str]:
         """The best translation of each line; a blank line gives an empty one.
@@ -133,6 +128,8 @@ class Translator:
         limit: LengthLimit | None = None,
         batch_tokens: int = 4096,
         attention: bool = False,
+        replace_unknown: bool = False,
+        wishes: Sequence[Wish] | None = None,
         first_line: int = 1,
         **options: Any,
     ) -> list[list[Translation]]:
@@ -144,10 +141,12 @@ class Translator:
             limit: what happens to long lines.
             batch_tokens: most source tokens of a batch, padding counted.
             attention: whether the attention matrices are returned.
-            first_line: number of the first line, for messages.
+            replace_unknown: whether a word with an unknown piece becomes the source word that it looked at.
+            wishes: for each line, how its translation begins, what it holds and what it does not.
+            first_line: number of the first line, for messages and for what is drawn.
 
         Raises:
-            UserError: an unknown or impossible option.
+            UserError: an unknown or impossible option, or a wish that cannot be met.
         """
         config = _override(config or SearchConfig(), options)
         limit = limit or LengthLimit()
@@ -168,17 +167,30 @@ class Translator:
                 encoded[place] = ids[: limit.max_pieces] if limit.too_long == "truncate" else []
             if encoded[place] and lines[place].strip():
                 kept.append(place)
+        demands = None
+        if wishes is not None:
+            if len(wishes) != len(lines):
+                raise UserError(f"{len(wishes):,} wishes for {len(lines):,} lines; give one a line")
+            demands = [demand_of(wishes[place], self.target_vocabulary, first_line + place) for place in kept]
         found = search_ids(
             self.model,
             [encoded[place] for place in kept],
             config,
             batch_tokens=batch_tokens,
-            attention=attention,
+            attention=attention or replace_unknown,
+            demands=demands,
+            pieces=self._pieces,
+            numbers=[first_line + place for place in kept],
         )
         results = [[NOTHING] for _ in lines]
-        for place, hypotheses in zip(kept, found, strict=True):
+        for number, (place, hypotheses) in enumerate(zip(kept, found, strict=True)):
             source_pieces = [*self.source_vocabulary.pieces(encoded[place]), "</s>"]
             results[place] = [self._translation(hypothesis, source_pieces) for hypothesis in hypotheses]
+            if replace_unknown:
+                surfaces = [*self.source_vocabulary.surfaces(lines[place])[: len(source_pieces) - 1], "</s>"]
+                results[place] = [self._without_unknown(one, surfaces, attention) for one in results[place]]
+            if demands is not None:
+                warn_unmet(demands[number], hypotheses[0].tokens, self._pieces, first_line + place)
         return results
 
     def stream(self, lines: Iterable[str], *, chunk: int = 2048, **options: Any) -> Iterator[str]:
@@ -195,8 +207,17 @@ class Translator:
             log_probability=hypothesis.log_probability,
             source_pieces=source_pieces,
             pieces=[*self.target_vocabulary.pieces(hypothesis.tokens), "</s>"],
+            token_scores=hypothesis.token_log_probabilities,
             attention=hypothesis.attention,
         )
+
+    def _without_unknown(self, translation: Translation, source: list[str], attention: bool) -> Translation:
+        assert translation.attention is not None
+        unknown = [piece == self._unknown for piece in translation.pieces]
+        text = translation.text
+        if any(unknown):
+            text = spell_unknown(translation.pieces, unknown, source, translation.attention)
+        return dataclasses.replace(translation, text=text, attention=translation.attention if attention else None)
 
 
 def load(path: str | Path, device: str = "auto") -> Translator:

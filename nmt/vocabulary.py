@@ -181,6 +181,10 @@ class Vocabulary:
         """The pieces of ids, all of them, the special ones by their names (<pad>, <unk>, <s>, </s>)."""
         return [self._processor.id_to_piece(self._checked(i)) for i in ids]
 
+    def surfaces(self, line: str) -> list[str]:
+        """The pieces of a line as they are spelt in it, those too that the vocabulary lacks."""
+        return self._processor.encode(line, out_type=str)
+
     def unknown_share(self, encoded: Iterable[Sequence[int]]) -> float:
         """The share of UNK among all ids; 0 for no ids."""
         unknown = total = 0
@@ -191,9 +195,8 @@ class Vocabulary:
 
     def unknown_pieces(self, line: str) -> list[str]:
         """The parts of a line that no piece covers."""
-        surfaces = self._processor.encode(line, out_type=str)
         ids = self._processor.encode(line, out_type=int)
-        return [surface for surface, i in zip(surfaces, ids, strict=True) if i == UNK]
+        return [surface for surface, i in zip(self.surfaces(line), ids, strict=True) if i == UNK]
 
     def checksum(self) -> str:
         """The sha256 (hexadecimal) of the model."""
