@@ -8,6 +8,7 @@ behaves like it, not against a real model.
 import json
 import logging
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def comet_scores(
             write_lines(path, (line.replace("\r", " ") for line in lines))
         words = ["-s", folder / "source", "-r", folder / "reference", "--model", config.model, "--quiet"]
         words += ["--only_system", "--to_json", folder / "scores.json", "-t", *files]
-        _call(config.command, [str(word) for word in words])
+        _call(config, [str(word) for word in words])
         try:
             by_file = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
             by_name = {Path(file).name: rows for file, rows in by_file.items()}
@@ -76,23 +77,35 @@ def comet_scores(
     return scores
 
 
-def _call(command: str, words: list[str]) -> None:
+def find_command(config: CometConfig) -> list[str]:
+    """The words that start COMET.
+
+    Raises:
+        UserError: there is no such command.
+    """
     try:
-        start = shlex.split(command)
+        words = shlex.split(config.command)
     except ValueError as error:
-        raise UserError(f"comet_command is {command!r}: {error}.") from None
-    if not start:
+        raise UserError(f"comet_command is {config.command!r}: {error}.") from None
+    if not words:
         raise UserError("comet_command is empty; give the name or path of comet-score.")
-    logger.info("%s (a model that is not at hand is downloaded)", " ".join([*start, words[4], words[5]]))
+    if shutil.which(words[0]) is None:
+        raise UserError(
+            f"there is no command '{words[0]}'; COMET needs an environment of its own: pipx install unbabel-comet, or "
+            "python -m venv comet && comet/bin/pip install unbabel-comet and then --comet_command comet/bin/comet-score"
+        )
+    return words
+
+
+def _call(config: CometConfig, words: list[str]) -> None:
+    start = find_command(config)
+    logger.info("COMET by %s (a model that is not at hand is downloaded)", config.model)
     try:
         done = subprocess.run([*start, *words], capture_output=True, text=True, errors="replace")
     except OSError as error:
-        raise UserError(
-            f"'{start[0]}' cannot be run ({error.strerror}); COMET needs an environment of its own: pipx install "
-            "unbabel-comet, or python -m venv comet && comet/bin/pip install unbabel-comet and then "
-            "--comet_command comet/bin/comet-score."
-        ) from None
+        raise UserError(f"'{start[0]}' cannot be run: {error.strerror}; try {start[0]} --help") from None
     if done.returncode:
-        told = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
-        errors = [line for line in done.stderr.splitlines() if line.strip()] or told or ["it says nothing"]
-        raise UserError(f"'{command}' failed with code {done.returncode}: {errors[-1].strip()}")
+        told = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
+        raise UserError(
+            f"'{config.command}' failed with code {done.returncode}: {told[-1] if told else 'it says nothing'}"
+        )
