@@ -81,8 +81,8 @@ def _parser(search: bool) -> Any:
     add("--hypotheses", nargs="+", default=None, help="translations to score, a file a system; - is standard input")
     add("--metrics", nargs="+", default=["bleu", "chrf"], help=f"any of {', '.join(METRICS)}")
     add("--lowercase", action="store_true", help="BLEU ignores case")
-    add("--tokenize", default=None, help="sacreBLEU's tokeniser for BLEU; by default 13a, and for a test set in Chinese, "
-        "Japanese or Korean what sacreBLEU takes")  # fmt: skip
+    add("--tokenize", default=None, help="sacreBLEU's tokeniser for BLEU; by default 13a, and for a test set in "
+        "Chinese, Japanese or Korean what sacreBLEU takes")  # fmt: skip
     add("--baseline", nargs="+", default=None, help="a baseline's translations for paired tests, or as many files as "
         "systems: system i is compared with baseline i")  # fmt: skip
     add("--test", nargs="+", default=["bootstrap", "randomization"], help="paired tests, two-sided: bootstrap "
