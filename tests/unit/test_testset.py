@@ -103,6 +103,22 @@ def test_the_command_line_finds_the_cache(cache):
     assert done.stderr.startswith("test set wmt14/full en-fr: 2 lines, 1 reference(s), from ")
 
 
+def test_chinese_is_cut_as_sacrebleu_does(cache):
+    """The tokeniser is the one that published scores of such a set have, unless the user says otherwise."""
+    xml = XML.replace('lang="de"', 'lang="en"', 1).replace('lang="en" translator', 'lang="zh" translator')
+    for english, chinese in {"A cat.": "一只猫。", "A house.": "一所房子。"}.items():
+        xml = xml.replace(english, chinese)
+    (cache / "wmt21" / "raw" / "test" / "newstest2021.en-zh.xml").write_text(xml, encoding="utf-8")
+    (cache / "hyp").write_text("一只猫。\n一所大房子。\n", encoding="utf-8")
+    command = [sys.executable, "-m", "nmt", "evaluate", "--hypotheses", cache / "hyp", "--test_set", "wmt21"]
+    command += ["--language_pair", "en-zh", "--metrics", "bleu"]
+    options = {"capture_output": True, "text": True, "cwd": ROOT, "env": dict(os.environ)}
+    done = subprocess.run(command, **options)
+    assert done.returncode == 0 and "|tok:zh|" in done.stdout, done.stderr
+    done = subprocess.run([*command, "--tokenize", "char"], **options)
+    assert done.returncode == 0 and "|tok:char|" in done.stdout, done.stderr
+
+
 def test_a_silent_server_is_given_up(cache, monkeypatch):
     """A network that swallows everything: sacreBLEU alone would wait for minutes."""
     monkeypatch.setattr(testset, "SILENCE", 0.3)
