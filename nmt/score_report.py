@@ -136,9 +136,9 @@ def _score_table(results: Sequence[Result]) -> "Table":
 def _comparison_table(results: Sequence[Result]) -> "Table":
     """A row a metric and system, the systems of a metric together; then the mean of the differences."""
     tests = list(results[0].comparisons[0].p)
-    bootstrap = ["95% of the score"] if "bootstrap" in tests else []
+    bootstrap = ["95% of\nthe score"] if "bootstrap" in tests else []
     table = _table("System", "Baseline", "Metric", "Score", "Baseline's", "Difference",
-                   *(f"p {test}" for test in tests), *bootstrap, texts=3)  # fmt: skip
+                   *(f"p\n{test}" for test in tests), *bootstrap, texts=3)  # fmt: skip
     for number, first in enumerate(results[0].comparisons):
         for result in results:
             c = result.comparisons[number]
@@ -173,11 +173,9 @@ def _table(*headings: str, texts: int = 1) -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(headings):
-        table.add_column(
-            heading, justify="left" if number < texts else "right", overflow="fold", no_wrap=number >= texts
-        )
+        table.add_column(heading, justify="left" if number < texts else "right", no_wrap=True)
     return table
 
 
@@ -188,6 +186,5 @@ def _print(line: str) -> None:
 def _print_table(table: "Table") -> None:
     from rich.console import Console
 
-    # Into a file or a pipe nothing is cut off, whatever COLUMNS says; markup would eat the brackets of names.
-    width = None if sys.stdout.isatty() else 10_000
-    Console(file=sys.stdout, width=width, markup=False, highlight=False).print(table)
+    # Numbers are never cut off, whatever COLUMNS says: a narrow terminal wraps lines. Markup would eat names' brackets.
+    Console(file=sys.stdout, width=10_000, markup=False, highlight=False).print(table)
