@@ -19,7 +19,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 VERBS = {
     "train": "train a model from a configuration",
     "translate": "translate a file, or standard input",
-    "evaluate": "BLEU and chrF of translations, or of a model",
+    "evaluate": "BLEU, chrF, TER or COMET of translations or models, with paired tests",
     "corpus": "fetch or describe the corpus of a card",
     "plot": "attention, soft beam or learning curves as a picture",
 }

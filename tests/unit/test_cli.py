@@ -133,7 +133,7 @@ BAD_WORDS = [
     ),
     (["evaluate", "--hypotheses", "empty", "--reference", "empty"], "There are 0 hypotheses"),
     (["evaluate", "--hypotheses", "latin", "--reference", "latin"], "latin, line 1: not UTF-8"),
-    (["evaluate", "--hypotheses", "short", "--reference", "short", "--metrics", "ter"], "Unknown metric 'ter'"),
+    (["evaluate", "--hypotheses", "short", "--reference", "short", "--metrics", "tre"], "Unknown metric 'tre'"),
     (["evaluate", "--hypotheses", "short", "--reference", "short", "--beam_size", "3"], "unknown flag --beam_size"),
     (["evaluate", "x", "--hypotheses", "short", "--reference", "short"], "leave out the model"),
     (["evaluate", "x", "--source", "short", "--reference", "empty"], "short has 1 lines and empty has 0"),

@@ -84,7 +84,12 @@ def test_case_and_tokeniser_are_in_the_signature():
         ([], [[]], {}, "There are 0 hypotheses"),
         (["a"], [], {}, "There is no reference"),
         (["a"], [["a"], ["a", "b"]], {}, "Reference 2 has 2 lines and the hypotheses have 1"),
-        (["a"], [["a"]], {"metrics": ["ter"]}, "Unknown metric 'ter'; choose from bleu, chrf"),
+        (
+            ["a"],
+            [["a"]],
+            {"metrics": ["chrff"]},
+            "Unknown metric 'chrff'; choose from bleu, chrf, chrf\\+\\+, ter, comet. Did you mean 'chrf'",
+        ),
         (["a"], [["a"]], {"tokenize": "13b"}, "Unknown tokeniser '13b'; choose one of 13a"),
     ],
 )
