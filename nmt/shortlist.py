@@ -44,8 +44,8 @@ class Shortlist:
         source: Vocabulary,
         target: Vocabulary,
         *,
-        best: int = 40,
-        frequent: int = 200,
+        best: int = 20,
+        frequent: int = 100,
         iterations: int = 5,
     ) -> "Shortlist":
         """Learns from sentence pairs by IBM Model 1.

@@ -1,0 +1,53 @@
+"""`nmt shortlist`: which target pieces a source piece can ask for, learned from sentence pairs."""
+
+import logging
+
+from nmt.errors import UserError
+from nmt.flags import make_parser, parse
+from nmt.lines import read_parallel
+
+logger = logging.getLogger(__name__)
+
+
+def main(words: list[str]) -> None:
+    parser = make_parser(
+        "shortlist",
+        "Learns from sentence pairs, by IBM Model 1, which target pieces a source piece can ask for; with "
+        "nmt translate --shortlist the output layer is computed for these alone.",
+        "nmt shortlist MODEL --source FILE --target FILE -o OUTPUT [--FLAG VALUE ...]",
+    )
+    parser.add_argument("model", help="model file, or the folder of a run, whose vocabularies are used")
+    parser.add_argument("--source", required=True, help="text of the source language, such as the training text")
+    parser.add_argument("--target", required=True, help="its translation, line by line")
+    parser.add_argument("-o", "--output", required=True, help="file for the shortlist (.safetensors)")
+    parser.add_argument("--best", type=int, default=20, help="candidates of a source piece, at most")
+    parser.add_argument("--frequent", type=int, default=100, help="most frequent pieces, candidates of every line")
+    parser.add_argument("--iterations", type=int, default=5, help="of expectation and maximisation")
+    parser.add_argument("--pairs", type=int, default=500_000, help="learn from so many pairs at most, evenly spread")
+    chosen = parse(parser, words)
+    for name in ("best", "frequent", "iterations", "pairs"):
+        if getattr(chosen, name) < 1:
+            raise UserError(f"{name} is {getattr(chosen, name)}; give at least 1")
+    sources, targets = read_parallel(chosen.source, chosen.target)
+    pairs = list(zip(sources, targets, strict=True))
+    if len(pairs) > chosen.pairs:
+        pairs = [pairs[number * len(pairs) // chosen.pairs] for number in range(chosen.pairs)]
+    from nmt.checkpoint import load_checkpoint
+    from nmt.shortlist import Shortlist
+
+    checkpoint = load_checkpoint(chosen.model)
+    shortlist = Shortlist.learn(
+        pairs,
+        checkpoint.source_vocabulary,
+        checkpoint.target_vocabulary,
+        best=chosen.best,
+        frequent=chosen.frequent,
+        iterations=chosen.iterations,
+    )
+    shortlist.save(chosen.output)
+    counts = (shortlist.best >= 0).sum(1)
+    logger.info(
+        "%s: from %s pairs, %.1f candidates a source piece that was seen, %d of every line",
+        chosen.output, f"{len(pairs):,}", counts[counts > 0].mean() if (counts > 0).any() else 0.0,
+        len(shortlist.frequent),
+    )  # fmt: skip
