@@ -84,7 +84,8 @@ class Shortlist:
             the candidates of all sentences together, (candidates,) int64, ascending; and (batch, candidates), true
             where a candidate is one of the sentence.
         """
-        own = [np.unique(np.concatenate([self.frequent, *self.best[np.unique(ids)]])) for ids in sentences]
+        asked = (self.best[np.unique(np.asarray(ids, dtype=np.int64))].ravel() for ids in sentences)
+        own = [np.unique(np.concatenate([self.frequent, best])) for best in asked]
         every = np.unique(np.concatenate(own))
         every = every[every >= 0]
         allowed = np.zeros((len(sentences), len(every)), dtype=bool)
