@@ -236,7 +236,7 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out == f"nmt {__version__}\n"
 
 
-@pytest.mark.parametrize("verb", ["train", "translate", "evaluate", "corpus", "plot"])
+@pytest.mark.parametrize("verb", list(cli.VERBS))
 def test_every_flag_has_a_help_line(verb, capsys, monkeypatch):
     parsers = []
     original = flags.parse
