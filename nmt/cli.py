@@ -20,6 +20,7 @@ VERBS = {
     "train": "train a model from a configuration",
     "translate": "translate a file, or standard input",
     "score": "log-probabilities of translations that are there, and perplexity",
+    "average": "the mean of several models' weights",
     "evaluate": "BLEU, chrF, TER or COMET of translations or models, with paired tests",
     "corpus": "fetch or describe the corpus of a card",
     "plot": "attention, soft beam or learning curves as a picture",
