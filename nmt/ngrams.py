@@ -1,6 +1,6 @@
 """BLEU and chrF from counts that are taken once: many translations against each other, or summed up anew.
 
-sacreBLEU cuts the text and takes out the n-grams; what it computes of them a pair at a time is computed here for arrays.
+sacreBLEU cuts the text and takes out the n-grams; what it computes from them a pair at a time is computed for arrays.
 """
 
 from collections import Counter

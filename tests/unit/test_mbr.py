@@ -14,7 +14,7 @@ from nmt.ngrams import bleu_of, bleu_statistics, pairwise_utility
 from nmt.translation import Translation
 from nmt.translator import Translator
 
-ODD = ["", " ", "a", "a a a a a a", "a b", "the cat, the cat; the cat!", "ab", "Ça va? 你好 — 😀", "the\u2028cat", 
+ODD = ["", " ", "a", "a a a a a a", "a b", "the cat, the cat; the cat!", "ab", "Ça va? 你好 — 😀", "the\u2028cat",
        "a b a b a b", "no word of it", "don't stop.", "a  b", "  a b "]  # fmt: skip
 
 
