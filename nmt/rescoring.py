@@ -156,11 +156,11 @@ def _scored(
 
 
 def with_base(group: list[Entry]) -> list[Entry]:
-    """The entries with the list's own score among their features, first of all."""
+    """The entries with the list's own score among their features."""
     return [
         entry
         if entry.score is None or BASE in entry.features
-        else dataclasses.replace(entry, features={BASE: (entry.score,), **entry.features})
+        else dataclasses.replace(entry, features={**entry.features, BASE: (entry.score,)})
         for entry in group
     ]
 

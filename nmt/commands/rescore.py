@@ -61,9 +61,10 @@ def _parser() -> Any:
     parser = make_parser(
         "rescore",
         "Chooses a translation a sentence from an n-best list in Moses' format (id ||| text ||| name= value ... ||| "
-        "score; ids from 0): XX or by minimum Bayes risk. --tune learns the "
-        "weights. Texts are scored and compared as they stand in the list: tokenised hypotheses want a model and "
-        "references of tokenised text.",
+        "score; ids from 0): by its score and the log-probability under each --model, 1 each; by --weights of its "
+        "features, the score it came with (base) and the models' (nmt1, nmt1_length, nmt2, ...); or by minimum Bayes "
+        "risk. --tune learns the weights. Texts are scored and compared as they stand in the list: tokenised "
+        "hypotheses want a model and references of tokenised text.",
         "nmt rescore NBEST [--model MODEL ... --source FILE] [--weights FILE] [--mbr chrf|bleu] [-o OUTPUT] "
         "[--n_best_out FILE] | nmt rescore NBEST --tune --reference FILE --weights OUTPUT",
     )
