@@ -186,11 +186,7 @@ def average_checkpoints(paths: Sequence[str | Path]) -> Checkpoint:
     # By content, so that equal models make an equal mean, whatever their order.
     files = sorted((_checksum(file), file) for file in map(find_model, paths))
     mean = load_checkpoint(files[0][1])
-    infos = [mean.info]
-    for _, file in files[1:]:
-        other = load_checkpoint(file)
-        _check_alike(mean, files[0][1], other, file)
-        infos.append(other.info)
+    infos = [mean.info, *(_info_of_alike(mean, files[0][1], file) for _, file in files[1:])]
     with contextlib.ExitStack() as stack, torch.no_grad():
         opened = [(file, stack.enter_context(safe_open(file, framework="pt", device="cpu"))) for _, file in files]
         # Tied weights are one tensor of the file and one of the model: they are set once and stay tied.
@@ -237,8 +233,10 @@ def _not_finite(opened: Sequence[tuple[Path, Any]], name: str) -> Path:
     return next(path for path, content in opened if not torch.isfinite(content.get_tensor(name)).all())
 
 
-def _check_alike(first: Checkpoint, path: Path, other: Checkpoint, other_path: Path) -> None:
-    """Raises UserError for the first thing in which two models differ that an average must share."""
+def _info_of_alike(first: Checkpoint, path: Path, other_path: Path) -> dict[str, Any]:
+    """The info of another model, which is let go of. UserError for the first thing in which the two differ that an
+    average must share."""
+    other = load_checkpoint(other_path)
 
     def refuse(what: str) -> None:
         raise UserError(f"{path} and {other_path} cannot be averaged: {what}; give models of one run, or of one start.")
@@ -255,3 +253,4 @@ def _check_alike(first: Checkpoint, path: Path, other: Checkpoint, other_path: P
             refuse(f"their {side} vocabularies differ")
     if (first.source_vocabulary is first.target_vocabulary) != (other.source_vocabulary is other.target_vocabulary):
         refuse("one has a joint vocabulary")
+    return other.info

@@ -191,5 +191,5 @@ def _is_number(text: str) -> bool:
 
 
 def _number(value: float) -> str:
-    """Digits enough that what is read again ranks the same."""
+    """More digits than log-probabilities in float32 have."""
     return f"{value:.10g}"

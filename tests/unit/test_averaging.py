@@ -1,7 +1,9 @@
 """The mean of models: exact, whatever their order, and of models that fit each other alone; what a run keeps for it."""
 
+import gc
 import itertools
 import logging
+import weakref
 
 import pytest
 import torch
@@ -121,6 +123,22 @@ def test_what_has_no_mean_must_be_equal(saved, monkeypatch):
     with pytest.raises(UserError, match="differ in counter, which has no mean"):
         average_checkpoints([first, second])
     assert torch.equal(weights(average_checkpoints([first, first]))["counter"], weights(first)["counter"])
+
+
+def test_two_models_are_in_memory_at_most(saved, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+    original = load_checkpoint
+
+    def counting(path):
+        found = original(path)
+        alive.add(found.model)
+        gc.collect()
+        most.append(len(alive))
+        return found
+
+    monkeypatch.setattr("nmt.checkpoint.load_checkpoint", counting)
+    average_checkpoints(saved(5))
+    assert len(most) == 5 and max(most) == 2
 
 
 def test_damaged_and_diverged_models_are_refused(saved):

@@ -1,6 +1,7 @@
 """`nmt rescore`: features of models, combination, minimum Bayes risk, and weights that are tuned."""
 
 import gzip
+import itertools
 import json
 import logging
 
@@ -10,8 +11,8 @@ from sacrebleu.metrics.bleu import BLEU
 from nmt.checkpoint import NAME, save_checkpoint
 from nmt.lines import read_lines
 from nmt.mbr import choose, posterior
-from nmt.nbest import read_nbest, survey
-from nmt.rescoring import Ranking, all_names, model_names, with_base
+from nmt.nbest import Entry, read_nbest, survey
+from nmt.rescoring import Ranking, add_scores, all_names, model_names, with_base
 from nmt.translator import Translator
 from tests.unit.test_cli import refused, run  # noqa: F401
 from tests.unit.test_mbr import sentences
@@ -98,6 +99,18 @@ def test_small_blocks_change_nothing(folder, monkeypatch):
     for one, other in zip(whole, split, strict=True):
         assert [e.text for e in one] == [e.text for e in other]
         assert [e.score for e in one] == pytest.approx([e.score for e in other], abs=1e-5)
+
+
+def test_lists_without_end_are_scored_in_blocks(models, monkeypatch):
+    monkeypatch.setattr("nmt.rescoring._BLOCK", 4)
+    groups = ([Entry(number, text) for text in LISTS[number % 4]] for number in itertools.count())
+    translators = {"nmt1": Translator(models[0])}
+    found = list(itertools.islice(add_scores(groups, itertools.cycle(SOURCES), translators), 6))
+    features = expected_features(models[:1])
+    for number, group in enumerate(found):
+        for entry in group:
+            expected = features[1, number % 4, entry.text]
+            assert (entry.values["nmt1"], entry.values["nmt1_length"]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_without_a_model_the_best_of_the_list(folder):

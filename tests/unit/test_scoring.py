@@ -1,6 +1,7 @@
 """Forced decoding gives what the search gave, line by line, whatever is blank, long or batched."""
 
 import io
+import itertools
 import json
 import logging
 import math
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from nmt.checkpoint import NAME, save_checkpoint
+from nmt.commands.score import _scored
 from nmt.errors import UserError
 from nmt.lines import read_lines
 from nmt.models import Ensemble
@@ -244,6 +246,14 @@ def test_the_verb_writes_what_the_library_finds(folder, translator, caplog, monk
     perplexity.add(expected)
     messages = [record.message for record in caplog.records]
     assert "score log p / |y|^0.5" in messages and messages[-1] == str(perplexity)
+
+
+def test_files_without_end_are_scored_in_blocks(translator, monkeypatch):
+    monkeypatch.setattr("nmt.commands.score._BLOCK", 4)
+    pairs = ((line, "red") for line in itertools.cycle(LINES))
+    found = list(itertools.islice(_scored(translator, pairs, "text", {}, Perplexity()), 9))
+    expected = translator.score((LINES * 2)[:9], ["red"] * 9)
+    assert list(map(float, found)) == pytest.approx([one.score for one in expected], abs=1e-5, nan_ok=True)
 
 
 @pytest.mark.parametrize(
