@@ -124,6 +124,9 @@ def test_blank_sides(translator, monkeypatch):
     assert [one.log_probability for one in found[1:3]] == [0, 0] == [one.score for one in found[1:3]]
     assert all(math.isnan(one.score) and math.isnan(one.log_probability) for one in found[4:])
     assert [one.text for one in found] == targets
+    # Blank to Python, a piece to SentencePiece: empty, as a source of this is.
+    assert translator.target_vocabulary.encode(["\x85"]) != [[]]
+    assert translator.score(["the cat"], ["\x85"])[0].log_probability == pytest.approx(empty.log_probability, abs=1e-5)
     monkeypatch.setattr(translator.model, "encode", lambda *_: pytest.fail("the model was asked"))
     assert len(translator.score(["", " "], ["red", ""])) == 2 and translator.score([], []) == []
 
