@@ -156,6 +156,8 @@ class TrainConfig:
     """The beam search of the validations."""
 
     def __post_init__(self) -> None:
+        if self.search.strategy != "beam":
+            raise UserError(f"search.strategy is '{self.search.strategy}'; validations need a beam")
         _check_least("", self, 0, "seed")
         _check_choice("", self, objective=("cross_entropy", "scheduled_sampling", "min_risk", "bso", "soft_beam"))
         if not self.run:

@@ -15,6 +15,7 @@ from nmt.config import OptimizerConfig, TrainConfig
 from nmt.data_module import TranslationData
 from nmt.errors import UserError
 from nmt.evaluation import Score, bleu
+from nmt.models import Seq2Seq, decoding_form
 from nmt.objectives import BSO, CrossEntropy, MinRisk, Objective, ScheduledSampling, SoftBeam
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import shifted
@@ -65,8 +66,10 @@ class TranslationModule(pl.LightningModule):
         # What training by beam search is to gain shows beside greedy search.
         self.dev_searches = {"bleu": config.search}
         if config.objective != "cross_entropy":
-            self.dev_searches["bleu_greedy"] = dataclasses.replace(config.search, beam_size=1, n_best=1)
+            self.dev_searches["bleu_greedy"] = dataclasses.replace(config.search, beam_size=1, n_best=1, groups=1)
         self.dev_hypotheses: dict[str, dict[int, str]] = {}
+        # In a list, so that it is no part of the module and of its checkpoints.
+        self.dev_decoder: list[Seq2Seq] = []
         self.dev_nll = torch.zeros((), dtype=torch.float64)
         self.dev_tokens = 0
         self.dev_score: Score | None = None
@@ -99,7 +102,7 @@ class TranslationModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         for name, search in self.dev_searches.items():
-            found = beam_search(self.model, batch.source, batch.source_lengths, search)
+            found = beam_search(self.dev_decoder[0], batch.source, batch.source_lengths, search)
             for row, hypotheses in zip(batch.indices, found, strict=True):
                 tokens = hypotheses[0].tokens if hypotheses else []
                 self.dev_hypotheses[name][row] = self.checkpoint.target_vocabulary.decode(tokens)
@@ -112,10 +115,12 @@ class TranslationModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.dev_hypotheses = {name: {} for name in self.dev_searches}
+        self.dev_decoder = [decoding_form(self.model)]
         self.dev_nll = torch.zeros((), dtype=torch.float64, device=self.device)
         self.dev_tokens = 0
 
     def on_validation_epoch_end(self) -> None:
+        self.dev_decoder = []
         references = self.data.dev_pairs.target
         nll = (self.dev_nll / self.dev_tokens).float()
         if not torch.isfinite(nll):

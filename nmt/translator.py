@@ -13,7 +13,7 @@ import torch
 from nmt.batching import evaluation_batches
 from nmt.checkpoint import Checkpoint, load_checkpoint
 from nmt.errors import UserError, did_you_mean
-from nmt.models import Seq2Seq
+from nmt.models import Seq2Seq, decoding_form
 from nmt.search import Constraints, Demand, Hypothesis, SearchConfig, beam_search
 from nmt.translation import NOTHING, Translation
 from nmt.translation import replace_unknown as spell_unknown
@@ -104,6 +104,7 @@ class Translator:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.model = checkpoint.model.eval()
+        self.decoder = decoding_form(self.model)
         self.source_vocabulary = checkpoint.source_vocabulary
         self.target_vocabulary = checkpoint.target_vocabulary
         special = (PAD, UNK, BOS, EOS)
@@ -173,7 +174,7 @@ class Translator:
                 raise UserError(f"{len(wishes):,} wishes for {len(lines):,} lines; give one a line")
             demands = [demand_of(wishes[place], self.target_vocabulary, first_line + place) for place in kept]
         found = search_ids(
-            self.model,
+            self.decoder,
             [encoded[place] for place in kept],
             config,
             batch_tokens=batch_tokens,

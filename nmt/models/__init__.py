@@ -1,7 +1,18 @@
 """Encoders and decoders with an explicit state; one file an architecture."""
 
 from nmt.models.ensemble import Ensemble
+from nmt.models.fused import FusedRNNsearch
 from nmt.models.rnnsearch import RNNsearch, RNNsearchConfig
 from nmt.models.seq2seq import Advance, Seq2Seq
 
-__all__ = ["Advance", "Ensemble", "RNNsearch", "RNNsearchConfig", "Seq2Seq"]
+__all__ = ["Advance", "Ensemble", "FusedRNNsearch", "RNNsearch", "RNNsearchConfig", "Seq2Seq", "decoding_form"]
+
+
+def decoding_form(model: Seq2Seq) -> Seq2Seq:
+    """The model as it decodes fastest, as it is now: in evaluation, without gradients; itself where there is no such
+    form."""
+    if isinstance(model, RNNsearch):
+        return FusedRNNsearch(model)
+    if isinstance(model, Ensemble):
+        return Ensemble([decoding_form(part) for part in model.parts])
+    return model

@@ -33,21 +33,22 @@ class Ensemble(Seq2Seq):
             raise UserError("The models of an ensemble have different target vocabularies; give models of one.")
 
     @property
-    def _parts(self) -> list[Seq2Seq]:
+    def parts(self) -> list[Seq2Seq]:
+        """The models."""
         return list(self.models)  # type: ignore[arg-type]
 
     def encode(self, source: Tensor, lengths: Tensor) -> Any:
-        return tuple(model.encode(source, lengths) for model in self._parts)
+        return tuple(model.encode(source, lengths) for model in self.parts)
 
     def start(self, memory: Any) -> Any:
-        return tuple(model.start(part) for model, part in zip(self._parts, memory, strict=True))
+        return tuple(model.start(part) for model, part in zip(self.parts, memory, strict=True))
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return torch.cat([model.embed(tokens) for model in self._parts], dim=-1)
+        return torch.cat([model.embed(tokens) for model in self.parts], dim=-1)
 
     def advance(self, embedding: Tensor, state: Any, memory: Any) -> Advance:
         """As of one model; the attention is the mean."""
-        parts = zip(self._parts, embedding.split(self._embeddings, dim=-1), state, memory, strict=True)
+        parts = zip(self.parts, embedding.split(self._embeddings, dim=-1), state, memory, strict=True)
         advanced = [model.advance(*part) for model, *part in parts]
         attention = torch.stack([one.attention for one in advanced]).mean(dim=0)
         states = tuple(one.state for one in advanced)
@@ -55,7 +56,7 @@ class Ensemble(Seq2Seq):
 
     def project(self, features: Tensor) -> Tensor:
         """Log-probabilities of the mean of the models' probabilities."""
-        parts = zip(self._parts, features.split(self._features, dim=-1), strict=True)
+        parts = zip(self.parts, features.split(self._features, dim=-1), strict=True)
         logits = [model.project(part) for model, part in parts]
         together = torch.stack([part.float().log_softmax(dim=-1) for part in logits])
         return together.logsumexp(dim=0) - math.log(len(logits))

@@ -14,7 +14,8 @@ from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.prefix_bleu import PrefixBLEU
 from nmt.objectives.soft_bleu import count_reference
-from nmt.search.beam import expand, first_beam, log_normaliser, restart_beam
+from nmt.search.beam import expand, first_beam, restart_beam
+from nmt.search.peaks import log_normaliser
 from nmt.search.selection import hard_reparent, hard_select
 from nmt.tree import join_slots, map_tree, split_slots, take_slots, where_rows
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nmt.models.seq2seq import Seq2Seq
+from nmt.search.peaks import largest
 from nmt.tree import map_tree, where_rows
 
 
@@ -83,11 +84,6 @@ def restart_beam(beam: Beam, rows: Tensor, state: Any, embedding: Tensor, score:
     )
 
 
-def log_normaliser(logits: Tensor) -> Tensor:
-    """log sum exp (batch, slots) of logits (batch, slots, vocabulary), in float32 at least."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=2)
-
-
 def expand(
     model: Seq2Seq,
     logits: Tensor,
@@ -116,7 +112,7 @@ def expand(
     rows, slots, vocabulary = logits.shape
     with torch.no_grad():
         # EOS is set apart: a finished slot's EOS may be its best candidate with the lowest of logits.
-        tokens = logits.topk(min(size + 3, vocabulary), dim=2).indices
+        tokens = largest(logits, min(size + 3, vocabulary))
         banned = (tokens == model.eos) | (tokens == model.padding) | (tokens == model.bos)
         tokens = torch.cat([tokens, tokens.new_full((rows, slots, 1), model.eos)], dim=2)
         banned = torch.cat([banned, banned.new_zeros(rows, slots, 1)], dim=2)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from nmt.models.seq2seq import Seq2Seq
-from nmt.search.beam import Beam, expand, first_beam, log_normaliser
+from nmt.search.beam import Beam, expand, first_beam
 from nmt.search.config import SearchConfig
 from nmt.search.constraints import Constraints
 from nmt.search.lattice import Lattice
+from nmt.search.peaks import log_normaliser
 from nmt.search.sampling import Sampler
 from nmt.search.selection import HardSelection, Scored, diverse_select, hard_reparent, hard_select
 from nmt.tree import map_tree, take_rows, take_slots

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
-from nmt.search.beam import Beam, Candidates, expand, first_beam, include, log_normaliser
+from nmt.search.beam import Beam, Candidates, expand, first_beam, include
+from nmt.search.peaks import log_normaliser
 from nmt.topk import sorted_soft_topk
 from nmt.tree import map_tree, mix_slots
 

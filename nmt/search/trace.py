@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from nmt.models.seq2seq import Seq2Seq
-from nmt.search.beam import Beam, Candidates, expand, first_beam, log_normaliser
+from nmt.search.beam import Beam, Candidates, expand, first_beam
+from nmt.search.peaks import log_normaliser
 from nmt.search.selection import hard_reparent, hard_select
 from nmt.tree import take_rows
 

@@ -9,7 +9,7 @@ import torch
 from nmt.errors import UserError
 from nmt.models import Ensemble
 from nmt.search import Beam, SearchConfig, SoftSearchConfig, beam_search, expand, first_beam, soft_beam_search
-from nmt.search.beam import log_normaliser
+from nmt.search.peaks import log_normaliser
 from nmt.search.selection import hard_reparent, hard_select
 from nmt.search.soft import clip_gradient
 from tests.conftest import random_batch

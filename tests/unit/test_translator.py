@@ -32,7 +32,7 @@ def test_lines_stay_in_order_and_blank_lines_blank(translator, monkeypatch):
     assert translator.translate(LINES[::-1]) == found[::-1]
     assert translator.translate([]) == [] and translator.translate(["", " "]) == ["", ""]
     # Blank lines never reach the model.
-    monkeypatch.setattr(translator.model, "encode", lambda *_: pytest.fail("the model was asked"))
+    monkeypatch.setattr(translator.decoder, "encode", lambda *_: pytest.fail("the model was asked"))
     assert translator.translate(["", " \t", "\u2028", "\xa0"]) == [""] * 4
 
 

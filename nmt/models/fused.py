@@ -1,0 +1,149 @@
+"""RNNsearch rearranged for decoding: the same function with fewer and larger products, and without gradients.
+
+What is linear in something that is there once is computed once: what the next token adds to gates and readout is a
+table over the vocabulary, and what a source position adds to them is part of the memory, where slots only average it.
+The attention's tanh(q + k) is 1 - 2 / (1 + exp(2 q) exp(2 k)): one exponential a source position and one a slot,
+instead of a tanh for each pair; its constant part drops out of the softmax.
+"""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from nmt.models.rnnsearch import RNNsearch
+from nmt.models.seq2seq import Advance, Seq2Seq
+
+# exp(2 x) of it is near the end of float32; tanh is 1 long before.
+_FAR = 43.0
+
+
+class FusedMemory(NamedTuple):
+    """What a sentence leaves: exp(2 keys) (batch, source length, hidden); what its positions add to the writer's gates
+    and to the readout (batch, source length, gates + readout); mask (batch, source length), 0 or -inf; first state
+    (batch, layers * hidden)."""
+
+    powers: Tensor
+    values: Tensor
+    mask: Tensor
+    initial: Tensor
+
+
+class FusedRNNsearch(Seq2Seq):
+    """A copy of an RNNsearch for decoding. Its features are what the readout's maximum or tanh takes."""
+
+    def __init__(self, model: RNNsearch) -> None:
+        """Copies the weights; the model is left as it is."""
+        super().__init__(model.padding, model.bos, model.eos)
+        self.config = model.config
+        hidden, embedding = self.config.hidden, self.config.embedding
+        reader, writer, readout = model.reader, model.writer, model.readout
+        assert isinstance(reader, (nn.GRUCell, nn.LSTMCell)) and isinstance(writer, (nn.GRUCell, nn.LSTMCell))
+        top, previous, context = readout.weight.split([hidden, embedding, 2 * hidden], dim=1)
+        self.gates = len(reader.weight_ih)
+        shared = (model.source_embedding, model.encoder, model.initial, model.upper, model.output)
+        self.source_embedding, self.encoder, self.initial, self.upper, self.output = copy.deepcopy(shared)
+        self.energy = nn.Parameter(-2 * model.attention.energy.weight[0].detach(), requires_grad=False)
+        self.table = nn.Parameter(
+            nn.functional.linear(
+                model.target_embedding.weight.detach(),
+                torch.cat([reader.weight_ih, previous]).detach(),
+                torch.cat([reader.bias_ih, readout.bias]).detach(),
+            ),
+            requires_grad=False,
+        )
+        self.reader = _linear(reader.weight_hh, reader.bias_hh)
+        # What the reader's state gives: the question to the attention, and its share of the writer's gates.
+        zeros = torch.zeros_like(model.attention.query.weight[:, 0])
+        self.middle = _linear(
+            torch.cat([model.attention.query.weight, writer.weight_hh]), torch.cat([zeros, writer.bias_hh])
+        )
+        key = model.attention.key
+        self.look = _linear(
+            torch.cat([key.weight, writer.weight_ih, context]),
+            torch.cat([key.bias, writer.bias_ih, torch.zeros_like(readout.bias)]),
+        )
+        self.readout = _linear(top, None)
+        self.requires_grad_(False).eval()
+
+    def encode(self, source: Tensor, lengths: Tensor) -> FusedMemory:
+        packed = pack_padded_sequence(
+            self.source_embedding(source), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        outputs, final = self.encoder(packed)
+        # Before padding: what padding would cost in products is saved.
+        looked = self.look(outputs.data)
+        looked, _ = pad_packed_sequence(outputs._replace(data=looked), batch_first=True, total_length=source.shape[1])
+        keys, values = looked.split([self.config.hidden, looked.shape[2] - self.config.hidden], dim=2)
+        powers = (2 * keys.float().clamp(-_FAR, _FAR)).exp()
+        positions = torch.arange(source.shape[1], device=source.device)
+        mask = torch.zeros(source.shape, device=source.device)
+        mask = mask.masked_fill(positions >= lengths.to(source.device).unsqueeze(1), -torch.inf)
+        summary = (final[0] if isinstance(final, tuple) else final)[-1]
+        return FusedMemory(powers, values.contiguous(), mask, torch.tanh(self.initial(summary)))
+
+    def start(self, memory: FusedMemory) -> tuple[tuple[Tensor, ...], ...]:
+        layers = memory.initial.unsqueeze(1).chunk(self.config.decoder_layers, dim=2)
+        if self.config.cell == "lstm":
+            return tuple((layer, torch.zeros_like(layer)) for layer in layers)
+        return tuple((layer,) for layer in layers)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What the tokens add to the reader's gates and to the readout, (..., gates + readout)."""
+        return nn.functional.embedding(tokens, self.table)
+
+    def advance(self, embedding: Tensor, state: tuple[tuple[Tensor, ...], ...], memory: FusedMemory) -> Advance:
+        hidden, gates = self.config.hidden, self.gates
+        token_gates, token_readout = embedding.split([gates, embedding.shape[2] - gates], dim=2)
+        first = _cell(token_gates, self.reader(state[0][0]), state[0])
+        query, own_gates = self.middle(first[0]).split([hidden, gates], dim=2)
+        attention = self._attend(query, memory)
+        found = torch.bmm(attention.to(memory.values.dtype), memory.values)
+        found_gates, found_readout = found.split([gates, found.shape[2] - gates], dim=2)
+        layers = [_cell(found_gates, own_gates, first)]
+        top = layers[0][0]
+        for cell, before in zip(self.upper, state[1:], strict=True):
+            flat = tuple(part.flatten(0, 1) for part in before)
+            new = cell(layers[-1][0].flatten(0, 1), flat[0] if len(flat) == 1 else flat)
+            parts = new if isinstance(new, tuple) else (new,)
+            layers.append(tuple(part.view(*top.shape[:2], -1) for part in parts))
+            top = top + layers[-1][0]
+        features = self.readout(top) + token_readout + found_readout
+        return Advance(features, tuple(layers), attention)
+
+    def _attend(self, query: Tensor, memory: FusedMemory) -> Tensor:
+        """Weights (batch, slots, source length), float32."""
+        asked = (2 * query.float().clamp(-_FAR, _FAR)).exp()
+        mixed = torch.mul(memory.powers.unsqueeze(1), asked.unsqueeze(2)).add_(1.0).reciprocal_()
+        energy = mixed @ self.energy.float()
+        return energy.add_(memory.mask.unsqueeze(1)).softmax(dim=2)
+
+    def project(self, features: Tensor) -> Tensor:
+        if self.config.readout == "maxout":
+            hidden = features.unflatten(-1, (-1, 2)).amax(dim=-1)
+        else:
+            hidden = torch.tanh(features)
+        return self.output(hidden)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return layer
+
+
+def _cell(inputs: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One recurrent cell of which both products are there; as torch.nn.GRUCell and LSTMCell define them."""
+    inputs, recurrent = inputs.to(state[0].dtype), recurrent.to(state[0].dtype)  # autocast may have changed one
+    if len(state) == 1:
+        hidden = state[0].shape[2]
+        reset, keep = torch.sigmoid(inputs[..., : 2 * hidden] + recurrent[..., : 2 * hidden]).chunk(2, dim=2)
+        new = torch.tanh(torch.addcmul(inputs[..., 2 * hidden :], reset, recurrent[..., 2 * hidden :]))
+        return (torch.lerp(new, state[0], keep),)
+    entering, forget, proposal, leaving = (inputs + recurrent).chunk(4, dim=2)
+    cell = torch.sigmoid(forget) * state[1] + torch.sigmoid(entering) * torch.tanh(proposal)
+    return torch.sigmoid(leaving) * torch.tanh(cell), cell
