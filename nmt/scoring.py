@@ -103,7 +103,7 @@ def score_lines(
         if read[place] and sources[place].strip():
             kept.append(place)
     found = score_ids(
-        translator.model,
+        translator.decoder,
         [read[place] for place in kept],
         [written[place] for place in kept],
         config,

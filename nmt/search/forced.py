@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from nmt.models.seq2seq import Seq2Seq
-from nmt.search.beam import log_normaliser
 from nmt.search.config import SearchConfig
 from nmt.search.hard import Hypothesis, coverage_penalty
+from nmt.search.peaks import log_normaliser
 
 # As many logits are made at once, whatever the batch holds.
 _ROWS = 1024
@@ -81,7 +81,7 @@ def _log_probabilities(model: Seq2Seq, features: Tensor, tokens: Tensor) -> Tens
     """(tokens,) of features (tokens, features)."""
     found: list[Tensor] = []
     for part, wanted in zip(features.split(_ROWS), tokens.split(_ROWS), strict=True):
-        logits = model.project(part.unsqueeze(0))
+        logits = model.project(part)
         normaliser = log_normaliser(logits)
-        found.append((logits.gather(2, wanted.view(1, -1, 1)).squeeze(2).to(normaliser) - normaliser).squeeze(0))
+        found.append(logits.gather(1, wanted.unsqueeze(1)).squeeze(1).to(normaliser) - normaliser)
     return torch.cat(found).float()

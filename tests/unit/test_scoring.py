@@ -13,7 +13,7 @@ from nmt.checkpoint import NAME, save_checkpoint
 from nmt.commands.score import _scored
 from nmt.errors import UserError
 from nmt.lines import read_lines
-from nmt.models import Ensemble
+from nmt.models import Ensemble, decoding_form
 from nmt.scoring import Perplexity, score_ids
 from nmt.search import SearchConfig, beam_search
 from nmt.translator import LengthLimit, Translator
@@ -41,6 +41,8 @@ def models(tiny_model):
     yield tiny_model()
     yield tiny_model(seed=3, cell="lstm", decoder_layers=2, readout="tanh")
     yield Ensemble([tiny_model(), tiny_model(seed=1, embedding=6)])
+    yield decoding_form(tiny_model(decoder_layers=2))
+    yield tiny_model().double()
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
@@ -127,7 +129,7 @@ def test_blank_sides(translator, monkeypatch):
     # Blank to Python, a piece to SentencePiece: empty, as a source of this is.
     assert translator.target_vocabulary.encode(["\x85"]) != [[]]
     assert translator.score(["the cat"], ["\x85"])[0].log_probability == pytest.approx(empty.log_probability, abs=1e-5)
-    monkeypatch.setattr(translator.model, "encode", lambda *_: pytest.fail("the model was asked"))
+    monkeypatch.setattr(translator.decoder, "encode", lambda *_: pytest.fail("the model was asked"))
     assert len(translator.score(["", " "], ["red", ""])) == 2 and translator.score([], []) == []
 
 
