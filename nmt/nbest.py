@@ -10,6 +10,8 @@ from nmt.errors import UserError
 from nmt.lines import iterate_lines
 
 _BAR = "|||"
+_ESCAPED = "&#124;&#124;&#124;"
+"""A bar inside a text, as Moses' own escaping spells it. What else Moses escapes stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Entry:
 
     Attributes:
         sentence: number of its sentence, from 0.
-        text: as it stands there, without the spaces around it.
+        text: without the spaces around it; an escaped ||| is one again.
         features: values by the names of features, in order.
         score: the list's own total, where there is one.
         rest: fields behind the score, such as Moses' alignments.
@@ -49,7 +51,7 @@ class Entry:
         return found
 
     def __str__(self) -> str:
-        fields = [str(self.sentence), self.text, " ".join(
+        fields = [str(self.sentence), self.text.replace(_BAR, _ESCAPED), " ".join(
             f"{name}= {' '.join(map(_number, values))}" for name, values in self.features.items()
         )]  # fmt: skip
         if self.score is not None:
@@ -149,7 +151,7 @@ def parse_entry(line: str, where: str) -> Entry:
     score = None
     if rest and (written := rest.pop(0)):
         score = _value(written, where, "the score")
-    return Entry(int(fields[0]), fields[1], features, score, tuple(rest), where)
+    return Entry(int(fields[0]), fields[1].replace(_ESCAPED, _BAR), features, score, tuple(rest), where)
 
 
 def _features(text: str, where: str) -> dict[str, tuple[float, ...]]:
