@@ -4,9 +4,13 @@ Two kinds of files must not be confused. `model.safetensors`, written here, is w
 and pass on. `last.ckpt`, written by Lightning in a run's folder, is what `--resume` goes on from.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,3 +147,110 @@ def find_model(path: str | Path) -> Path:
     if not path.exists():
         raise UserError(f"{path} does not exist; give a model file ({NAME}) or the folder of a run.")
     return path
+
+
+def kept_name(step: int) -> str:
+    """Name of the model that a run keeps of a validation (`trainer.keep`)."""
+    return f"model.{step}.safetensors"
+
+
+def kept_models(folder: str | Path) -> dict[int, Path]:
+    """The models that a run has kept, by their update, ascending."""
+    found = {}
+    for path in Path(folder).glob("model.*.safetensors"):
+        if number := re.fullmatch(r"model\.(\d+)\.safetensors", path.name):
+            found[int(number[1])] = path
+    return dict(sorted(found.items()))
+
+
+def average_checkpoints(paths: Sequence[str | Path]) -> Checkpoint:
+    """The arithmetic mean of the weights of several models, such as the last of one run (Junczys-Dowmunt et al.,
+    WMT 2016, section 2; Vaswani et al. 2017, section 6.1).
+
+    Sums are taken in float64, in an order that does not depend on that of the paths; what is no floating-point number
+    must be equal. One model is held in memory, and while the files are compared a second one.
+
+    Args:
+        paths: model files, or folders that hold one named model.safetensors. A model may be named several times.
+
+    Returns:
+        The mean, in evaluation mode. Its `info` holds what the models' have in common, without the dev BLEU, and under
+        "averaged" the file, the checksum and the dev BLEU of each.
+
+    Raises:
+        UserError: no model, one that cannot be read, weights that are not numbers, or models that differ in
+            architecture, configuration or vocabularies; names the first difference.
+    """
+    if not paths:
+        raise UserError("There are 0 models to average; give at least one.")
+    # By content, so that equal models make an equal mean, whatever their order.
+    files = sorted((_checksum(file), file) for file in map(find_model, paths))
+    mean = load_checkpoint(files[0][1])
+    infos = [mean.info, *(_info_of_alike(mean, files[0][1], file) for _, file in files[1:])]
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        opened = [(file, stack.enter_context(safe_open(file, framework="pt", device="cpu"))) for _, file in files]
+        # Tied weights are one tensor of the file and one of the model: they are set once and stay tied.
+        stored = set(opened[0][1].keys())
+        for name, tensor in mean.model.state_dict().items():
+            if name not in stored:
+                continue
+            total = torch.zeros(tensor.shape, dtype=torch.float64)
+            for file, content in opened:
+                part = content.get_tensor(name)
+                if not tensor.is_floating_point():
+                    if not torch.equal(part, tensor):
+                        raise UserError(
+                            f"{files[0][1]} and {file} differ in {name}, which has no mean; give models of one kind."
+                        )
+                    continue
+                total += part
+            if tensor.is_floating_point():
+                if not torch.isfinite(total).all():
+                    raise UserError(
+                        f"{_not_finite(opened, name)} holds weights that are not numbers ({name}); its training "
+                        "diverged, leave it out."
+                    )
+                tensor.copy_(total / len(files))
+    common = {key: value for key, value in infos[0].items() if all(info.get(key) == value for info in infos)}
+    common.pop("dev", None)
+    averaged = [
+        {"file": "/".join(file.parts[-2:]), "sha256": checksum, "dev": info.get("dev")}
+        for (checksum, file), info in zip(files, infos, strict=True)
+    ]
+    averaged.sort(key=lambda one: (one["file"], one["sha256"]))
+    return dataclasses.replace(mean, info={**common, "averaged": averaged})
+
+
+def _checksum(path: Path) -> str:
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _not_finite(opened: Sequence[tuple[Path, Any]], name: str) -> Path:
+    return next(path for path, content in opened if not torch.isfinite(content.get_tensor(name)).all())
+
+
+def _info_of_alike(first: Checkpoint, path: Path, other_path: Path) -> dict[str, Any]:
+    """The info of another model, which is let go of. UserError for the first thing in which the two differ that an
+    average must share."""
+    other = load_checkpoint(other_path)
+
+    def refuse(what: str) -> None:
+        raise UserError(f"{path} and {other_path} cannot be averaged: {what}; give models of one run, or of one start.")
+
+    if type(first.model) is not type(other.model):
+        refuse(f"their architectures are {type(first.model).__name__} and {type(other.model).__name__}")
+    for field_ in dataclasses.fields(first.model.config):  # type: ignore[arg-type]
+        one, two = (getattr(checkpoint.model.config, field_.name) for checkpoint in (first, other))
+        if one != two:
+            refuse(f"model.{field_.name} is {one} and {two}")
+    for side in ("source", "target"):
+        one, two = (getattr(checkpoint, f"{side}_vocabulary").checksum() for checkpoint in (first, other))
+        if one != two:
+            refuse(f"their {side} vocabularies differ")
+    if (first.source_vocabulary is first.target_vocabulary) != (other.source_vocabulary is other.target_vocabulary):
+        refuse("one has a joint vocabulary")
+    return other.info

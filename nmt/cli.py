@@ -19,6 +19,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 VERBS = {
     "train": "train a model from a configuration",
     "translate": "translate a file, or standard input",
+    "score": "log-probabilities of translations that are there, and perplexity",
+    "average": "the mean of several models' weights",
+    "rescore": "choose from n-best lists by models, tuned weights or minimum Bayes risk",
     "evaluate": "BLEU, chrF, TER or COMET of translations or models, with paired tests",
     "corpus": "fetch or describe the corpus of a card",
     "plot": "attention, soft beam or learning curves as a picture",

@@ -119,10 +119,13 @@ class TrainerConfig:
     """Threads of torch on the CPU; 0: its own choice."""
     log_every: int = 50
     """Updates from one line of the log to the next."""
+    keep: int = 0
+    """How many of the last validated models the run's folder keeps, as model.UPDATE.safetensors, for nmt average; the
+    validation at the end counts only if validate_every divides it. 0: the best one alone."""
 
     def __post_init__(self) -> None:
         _check_least("trainer", self, 1, "max_steps", "validate_every", "accumulate", "log_every")
-        _check_least("trainer", self, 0, "patience", "clip", "threads")
+        _check_least("trainer", self, 0, "patience", "clip", "threads", "keep")
         _check_choice("trainer", self, precision=("32", "bf16", "16"), device=("auto", "cpu", "gpu"))
         for name in ("max_epochs", "max_minutes"):
             value = getattr(self, name)

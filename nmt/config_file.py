@@ -19,10 +19,10 @@ MAY_CHANGE = {
     *("run", "data.cache", "data.corpus", "data.corpus_dir"),
     *("data.train_source", "data.train_target", "data.dev_source", "data.dev_target"),
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_minutes", "trainer.patience"),
-    *("trainer.log_every", "trainer.device", "trainer.threads"),
+    *("trainer.log_every", "trainer.device", "trainer.threads", "trainer.keep"),
 }
 """What a resumed run may set anew: where things lie (checksums see to what they hold), when to end, how to
-compute. With anything else it would be another run."""
+compute, what to keep. With anything else it would be another run."""
 
 
 USAGE = "nmt train [--config FILE] [--from MODEL | --resume RUN] [--KEY VALUE ...]"

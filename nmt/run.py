@@ -3,11 +3,13 @@
 config.yaml         the configuration, complete
 manifest.json       versions, checksums, machine, scores
 model.safetensors   the best model on the dev set so far
+model.*.safetensors the last validated models, by their update, where trainer.keep asks for them
 last.ckpt           the state that --resume goes on from
 metrics.jsonl       loss, speed, dev BLEU
 tensorboard/        the same for TensorBoard
 """
 
+import dataclasses
 import logging
 import os
 import warnings
@@ -19,7 +21,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
 
-from nmt.checkpoint import NAME, load_checkpoint, save_checkpoint
+from nmt.checkpoint import NAME, kept_models, kept_name, load_checkpoint, save_checkpoint
 from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.manifest import read_manifest, update_manifest
@@ -63,7 +65,7 @@ class RunFolder:
         self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for left in (self.manifest, self.metrics):
+            for left in (self.manifest, self.metrics, *kept_models(self.path).values()):
                 left.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{self.path} cannot be made ({error.strerror}); give another --run") from None
@@ -161,10 +163,16 @@ class Saver(CheckpointCallback):
 
     Lightning calls callbacks of this base class last, so the saved state holds what the others decided.
     What the best score is, the model file itself tells: no interruption can make the two disagree.
+
+    Args:
+        folder: of the run.
+        keep: how many of the last validated models stay beside the best one. Validations outside of the rhythm do not
+            count: an unbroken run would not have them.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, keep: int = 0) -> None:
         self.folder = folder
+        self.keep = keep
         self.best = -1.0
         self.best_step = 0
         if folder.model.exists():
@@ -177,7 +185,24 @@ class Saver(CheckpointCallback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TranslationModule)
         self._keep_if_best(pl_module, trainer.global_step)
+        keeps = self.keep > 0 and pl_module.regular_validation
+        if keeps:
+            self._keep(pl_module, trainer.global_step)
         trainer.save_checkpoint(self.folder.last)
+        if keeps:
+            # After the state: what is gone on from after an interruption needs the models before it.
+            kept = kept_models(self.folder.path)
+            last = [step for step in kept if step <= trainer.global_step][-self.keep :]
+            for step, path in kept.items():
+                if step not in last:
+                    path.unlink(missing_ok=True)
+
+    def _keep(self, module: TranslationModule, step: int) -> None:
+        score = module.dev_score
+        assert score is not None
+        dev = {"bleu": score.value, "signature": score.signature, "step": step}
+        checkpoint = dataclasses.replace(module.checkpoint, info={**module.checkpoint.info, "dev": dev})
+        save_checkpoint(self.folder.path / kept_name(step), checkpoint)
 
     def _keep_if_best(self, module: TranslationModule, step: int) -> None:
         score = module.dev_score

@@ -99,7 +99,7 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
         len(data.target_vocabulary),
         parameters / 1e6,
     )
-    saver, stopper = Saver(folder), Stopper(config.trainer, updates)
+    saver, stopper = Saver(folder, config.trainer.keep), Stopper(config.trainer, updates)
     callbacks: list[pl.Callback] = [Journal(folder.metrics, config.trainer.log_every), stopper, saver]
     if config.objective == "soft_beam":
         callbacks.append(BeamPicture(folder.beam_picture))

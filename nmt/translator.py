@@ -209,6 +209,58 @@ class Translator:
                 warn_unmet(demands[number], hypotheses[0].tokens, self._pieces, first_line + place)
         return results
 
+    def score(
+        self,
+        sources: Sequence[str],
+        targets: Sequence[str],
+        *,
+        pieces: Sequence[Sequence[str] | None] | None = None,
+        config: SearchConfig | None = None,
+        limit: LengthLimit | None = None,
+        batch_tokens: int = 4096,
+        attention: bool = False,
+        first_line: int = 1,
+        **options: Any,
+    ) -> list[Translation]:
+        """What the model makes of translations that are there: forced decoding.
+
+        The text of a translation is cut into pieces anew, and not always into those that the search wrote: it may have
+        spelt a word otherwise. Its own score comes out for its own pieces alone, so give these beside the text. The
+        source is read as the search reads it, cut by `limit`, too; a target has no limit.
+
+        A blank target is scored as an empty translation (the end of the sentence at once). A blank source never reaches
+        the model: an empty target has log-probability 0 there, and anything else has none, which is NaN.
+
+        Args:
+            sources: any number of lines.
+            targets: their translations.
+            pieces: for each translation None, or `Translation.pieces` of a search; they stand for the text.
+            config: normalisation, alpha and coverage of the score; `options` are its fields on top of it.
+            limit: what happens to long sources. Those that it leaves empty count as blank.
+            batch_tokens: most tokens of a batch on the longer side, padding counted.
+            attention: whether the attention matrices are returned.
+            first_line: number of the first line, for messages.
+
+        Returns:
+            A translation a pair, with the score that the search would have given it; its text is the target.
+
+        Raises:
+            UserError: numbers of lines that differ, an unknown option, or pieces that the vocabulary lacks.
+        """
+        from nmt.scoring import score_lines
+
+        return score_lines(
+            self,
+            sources,
+            targets,
+            pieces,
+            _override(config or SearchConfig(), options),
+            limit or LengthLimit(),
+            batch_tokens=batch_tokens,
+            attention=attention,
+            first_line=first_line,
+        )
+
     def stream(self, lines: Iterable[str], *, chunk: int = 2048, **options: Any) -> Iterator[str]:
         """Translates any number of lines in constant memory, `chunk` lines at a time, in order."""
         iterator, first = iter(lines), 1

@@ -181,6 +181,18 @@ class Vocabulary:
         """The pieces of ids, all of them, the special ones by their names (<pad>, <unk>, <s>, </s>)."""
         return [self._processor.id_to_piece(self._checked(i)) for i in ids]
 
+    def ids(self, pieces: Sequence[str]) -> list[int]:
+        """The ids of pieces, as `pieces` names them.
+
+        Raises:
+            ValueError: a piece that the vocabulary lacks.
+        """
+        found = [int(self._processor.piece_to_id(piece)) for piece in pieces]
+        for piece, i in zip(pieces, found, strict=True):
+            if i == UNK and piece != self._processor.id_to_piece(UNK):
+                raise ValueError(f"the vocabulary has no piece '{piece}'")
+        return found
+
     def surfaces(self, line: str) -> list[str]:
         """The pieces of a line as they are spelt in it, those too that the vocabulary lacks."""
         return self._processor.encode(line, out_type=str)

@@ -183,6 +183,11 @@ def test_readme_commands_run(tmp_path, reverse_runs):
         for side, language in (("forward", "en"), ("backward", "fr")):
             text = (corpus / f"{split}.{side}").read_text()
             (tmp_path / f"{name}.{language}").write_text(text)
+        # Of each reference the whole and what is left without its last word, as another system's n-best list.
+        lists = [[line, line.rpartition(" ")[0]] for line in text.splitlines()]
+        rows = [f"{i} ||| {line} ||| LM= {-len(line)} ||| {-place}\n" for i, two in enumerate(lists)
+                for place, line in enumerate(two)]  # fmt: skip
+        (tmp_path / f"{name}.nbest").write_text("".join(rows))
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "data").symlink_to(ROOT / "data")
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)

@@ -236,7 +236,7 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out == f"nmt {__version__}\n"
 
 
-@pytest.mark.parametrize("verb", ["train", "translate", "evaluate", "corpus", "plot"])
+@pytest.mark.parametrize("verb", list(cli.VERBS))
 def test_every_flag_has_a_help_line(verb, capsys, monkeypatch):
     parsers = []
     original = flags.parse
@@ -272,10 +272,19 @@ except SystemExit as ended:
 """
 
 
-@pytest.mark.parametrize("words", [["--help"], ["evaluate", "--hypotheses", "a", "--reference", "a"], ["corpus", "-h"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["evaluate", "--hypotheses", "a", "--reference", "a"],
+        ["corpus", "-h"],
+        ["rescore", "b", "--mbr", "chrf"],
+    ],
+)
 def test_light_verbs_import_nothing_heavy(words, tmp_path):
     (tmp_path / "a").write_text("the cat sat on the mat\n")
-    nmt("-c", LIGHT, *[tmp_path / "a" if word == "a" else word for word in words])
+    (tmp_path / "b").write_text("0 ||| the cat\n")
+    nmt("-c", LIGHT, *[tmp_path / word if word in ("a", "b") else word for word in words])
 
 
 def test_a_reader_that_leaves_is_no_error(finished_run, tmp_path):

@@ -116,6 +116,7 @@ IMPOSSIBLE = {
         "device": ["tpu"],
         "threads": [-1],
         "log_every": [0],
+        "keep": [-1],
     },
     ("search", SearchConfig): {
         "beam_size": [0],

@@ -1,0 +1,166 @@
+"""`nmt score`: what a model gives to translations that are there."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from nmt.errors import UserError, did_you_mean
+from nmt.flags import make_parser, parse, take
+from nmt.lines import iterate_lines, write_lines
+
+if TYPE_CHECKING:
+    from nmt.scoring import Perplexity
+    from nmt.search import SearchConfig
+    from nmt.translation import Translation
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("tsv", "jsonl", "text")
+_OF_SCORE = ("normalization", "alpha", "coverage")
+_BLOCK = 2048
+
+
+def main(words: list[str]) -> None:
+    parser = make_parser(
+        "score",
+        "Scores translations that are there, line by line, by forced decoding; the last line on standard error is the "
+        "perplexity of the corpus. A pair with a blank source has no score (nan; null in JSON), or 0 if its target is "
+        "blank, too; a blank target is scored as an empty translation.",
+        "nmt score MODEL --source FILE --target FILE [-o OUTPUT] [--FLAG VALUE ...]",
+    )
+    add = parser.add_argument
+    add("model", help="model file, or the folder of a run")
+    add("--source", required=True, help="text file, plain or .gz; - is standard input")
+    add("--target", required=True, help="its translations, line by line")
+    add("-o", "--output", default="-", help="a line for each pair; - is standard output")
+    add("--format", default="tsv", help="tsv: score, log-probability and number of tokens under a heading; jsonl: the "
+        "same with pieces and their log-probabilities; text: the score alone")  # fmt: skip
+    add_score_flags(parser)
+    chosen = parse(parser, words)
+    config = score_config(chosen)
+    _check_words(chosen)
+    options = {"config": config, "limit": _limit(chosen), "batch_tokens": chosen.batch_tokens}
+    _check_lengths(chosen)
+    import torch
+
+    from nmt.scoring import Perplexity
+    from nmt.translator import load
+
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    translator = load(chosen.model, chosen.device)
+    logger.info("score %s", config.formula)
+    perplexity = Perplexity()
+    pairs = _pairs(chosen)
+    write_lines(chosen.output, _scored(translator, pairs, chosen.format, options, perplexity))
+    logger.info("%s", perplexity)
+
+
+def add_score_flags(parser: Any) -> None:
+    """The flags of a verb that scores: how scores are normalised, and where to compute."""
+    from dataclasses import fields
+
+    from nmt.search import SearchConfig
+    from nmt.translator import LengthLimit
+
+    parser.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
+    parser.add_argument("--threads", type=int, default=0, help="threads on the CPU; 0: torch's own choice")
+    parser.add_argument("--batch_tokens", type=int, default=4096, help="most tokens of a batch on the longer side")
+    parser.add_class_arguments(SearchConfig, skip={field.name for field in fields(SearchConfig)} - {*_OF_SCORE})
+    parser.add_class_arguments(LengthLimit)
+
+
+def score_config(chosen: Any) -> "SearchConfig":
+    """The score among what was parsed.
+
+    Raises:
+        UserError: an impossible value of it, of batch_tokens or of threads.
+    """
+    from nmt.search import SearchConfig
+
+    for name, least in (("batch_tokens", 1), ("threads", 0)):
+        if getattr(chosen, name) < least:
+            raise UserError(f"{name} is {getattr(chosen, name)}; give at least {least}")
+    try:
+        return SearchConfig(**{name: getattr(chosen, name) for name in _OF_SCORE})
+    except UserError as error:
+        raise UserError(str(error).replace("search.", "")) from None
+
+
+def _limit(chosen: Any) -> Any:
+    from nmt.translator import LengthLimit
+
+    return take(chosen, LengthLimit)
+
+
+def _check_words(chosen: Any) -> None:
+    if chosen.format not in FORMATS:
+        raise UserError(
+            f"format is '{chosen.format}'; choose {', '.join(FORMATS)}.{did_you_mean(chosen.format, FORMATS)}"
+        )
+    if chosen.source == chosen.target == "-":
+        raise UserError("source and target cannot both be standard input (-); give at least one file")
+    for name in (chosen.source, chosen.target):
+        if "-" not in (name, chosen.output) and os.path.realpath(name) == os.path.realpath(chosen.output):
+            raise UserError(f"{name} is read and written; give another output")
+
+
+def _check_lengths(chosen: Any) -> None:
+    """Before the model is loaded; standard input can be read but once, so there it shows at the end."""
+    counts = [sum(1 for _ in iterate_lines(name)) for name in (chosen.source, chosen.target) if name != "-"]
+    if len(counts) == 2 and counts[0] != counts[1]:
+        raise _uneven(chosen, *(f"{count:,}" for count in counts))
+
+
+def _uneven(chosen: Any, source: str, target: str) -> UserError:
+    return UserError(
+        f"{chosen.source} has {source} lines and {chosen.target} has {target}; line i of one must be the translation "
+        "of line i of the other"
+    )
+
+
+def _pairs(chosen: Any) -> Iterator[tuple[str, str]]:
+    sources, targets = iterate_lines(chosen.source), iterate_lines(chosen.target)
+    count = 0
+    for source in sources:
+        target = next(targets, None)
+        if target is None:
+            raise _uneven(chosen, f"more than {count:,}", f"{count:,}")
+        count += 1
+        yield source, target
+    if next(targets, None) is not None:
+        raise _uneven(chosen, f"{count:,}", f"more than {count:,}")
+
+
+def _scored(
+    translator: Any, pairs: Iterable[tuple[str, str]], form: str, options: dict, perplexity: "Perplexity"
+) -> Iterator[str]:
+    if form == "tsv":
+        yield "score\tlog_probability\ttokens"
+    iterator, first = iter(pairs), 1
+    while block := list(islice(iterator, _BLOCK)):
+        sources, targets = zip(*block, strict=True)
+        found = translator.score(sources, targets, first_line=first, **options)
+        perplexity.add(found)
+        first += len(block)
+        for one in found:
+            yield _line(one, form)
+
+
+def _line(one: "Translation", form: str) -> str:
+    if form == "text":
+        return f"{one.score:.6f}"
+    if form == "tsv":
+        return f"{one.score:.6f}\t{one.log_probability:.6f}\t{len(one.pieces)}"
+    values = {"score": _value(one.score), "log_probability": _value(one.log_probability), "tokens": len(one.pieces)}
+    scores = [_value(score) for score in one.token_scores]
+    return json.dumps({**values, "pieces": one.pieces, "token_scores": scores}, ensure_ascii=False)
+
+
+def _value(number: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if math.isnan(number) else round(number, 6)
