@@ -1,10 +1,9 @@
 """Sentences a second and BLEU of decoding: nmt beside joeynmt and OpenNMT-py, on models trained alike.
 
-All three read the same SentencePiece pieces (a joint vocabulary) and train the same number of updates on batches of as many
-tokens: bidirectional GRU encoder, additive attention, GRU decoder, the sizes as given. Then each translates the test set by
-its own command line, beam 5, one thread, in turns. A time is the CPU time of the process less that of translating one line
-(start-up: imports, loading), the median over rounds; memory is the peak resident size of the process. OpenNMT-py has no
-GRU decoder with additive attention whose input is not fed; what it is given is in `_opennmt`.
+All three read the same SentencePiece pieces (a joint vocabulary) and train the same number of updates on batches of as
+many tokens: bidirectional GRU encoder, additive attention, GRU decoder, the sizes as given. Then each translates the
+test set by its own command line, one thread, in turns. A time is the CPU time of the process less that of translating
+one line (start-up: imports, loading), the median over rounds; memory is the peak resident size of the process.
 
 The peers live in an environment of their own: python -m venv PEERS && PEERS/bin/pip install 'torch>=2.6,<2.14' joeynmt
 importlib_metadata OpenNMT-py. Stages that are done are not done again; runs that broke off are begun anew.
