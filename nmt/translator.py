@@ -13,11 +13,12 @@ import torch
 from nmt.batching import evaluation_batches
 from nmt.checkpoint import Checkpoint, load_checkpoint
 from nmt.errors import UserError, did_you_mean
-from nmt.models import Seq2Seq
+from nmt.models import Ensemble, Seq2Seq
+from nmt.quantization import quantize
 from nmt.search import Constraints, Demand, Hypothesis, SearchConfig, beam_search
 from nmt.translation import NOTHING, Translation
 from nmt.translation import replace_unknown as spell_unknown
-from nmt.vocabulary import BOS, EOS, PAD, UNK
+from nmt.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from nmt.wishes import Wish, demand_of, warn_unmet
 
 logger = logging.getLogger(__name__)
@@ -194,11 +195,42 @@ class Translator:
         return results
 
     def stream(self, lines: Iterable[str], *, chunk: int = 2048, **options: Any) -> Iterator[str]:
-        """Translates any number of lines in constant memory, `chunk` lines at a time, in order."""
-        iterator, first = iter(lines), 1
+        """The best translation of any number of lines in constant memory, `chunk` lines at a time, in order.
+
+        Args:
+            lines, chunk, options: as for `stream_search`.
+        """
+        for found in self.stream_search(lines, chunk=chunk, **options):
+            yield found[0].text
+
+    def stream_search(
+        self,
+        lines: Iterable[str],
+        *,
+        chunk: int = 2048,
+        wishes: Iterable[Wish] | None = None,
+        first_line: int = 1,
+        **options: Any,
+    ) -> Iterator[list[Translation]]:
+        """The n best translations of any number of lines in constant memory, in order.
+
+        Args:
+            lines: any number; they are taken `chunk` at a time.
+            chunk: lines that are sorted into batches together.
+            wishes: one for each line, taken beside them.
+            first_line: number of the first line.
+            options: as for `search`.
+
+        Raises:
+            UserError: as `search`; or fewer wishes than lines.
+        """
+        if chunk < 1:
+            raise UserError(f"chunk is {chunk}; give at least 1")
+        iterator, wanted = iter(lines), None if wishes is None else iter(wishes)
         while block := list(islice(iterator, chunk)):
-            yield from self.translate(block, first_line=first, **options)
-            first += len(block)
+            beside = None if wanted is None else list(islice(wanted, len(block)))
+            yield from self.search(block, wishes=beside, first_line=first_line, **options)
+            first_line += len(block)
 
     def _translation(self, hypothesis: Hypothesis, source_pieces: list[str]) -> Translation:
         return Translation(
@@ -220,17 +252,58 @@ class Translator:
         return dataclasses.replace(translation, text=text, attention=translation.attention if attention else None)
 
 
-def load(path: str | Path, device: str = "auto") -> Translator:
-    """Loads a model file, or that of a run's folder.
+def load(
+    path: str | Path,
+    device: str = "auto",
+    *,
+    ensemble: Sequence[str | Path] = (),
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    int8: bool = False,
+) -> Translator:
+    """Loads a model file, or that of a run's folder, or several as one.
 
     Args:
         path: `model.safetensors` or the folder it lies in.
         device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1".
+        ensemble: further models of the same vocabularies; at every step the mean of all models' probabilities counts.
+        dtype: of the weights; scores stay float32.
+        int8: linear and recurrent layers multiply in 8 bits, on the CPU alone; see `nmt.quantization`.
 
     Raises:
-        UserError: no such model, a damaged one, or no such device.
+        UserError: no such model, a damaged one, no such device, other vocabularies, or a precision that it lacks.
     """
-    return Translator(load_checkpoint(path, resolve_device(device)))
+    check_precision(device, dtype, int8)
+    where = torch.device("cpu") if int8 else resolve_device(device)
+    first = load_checkpoint(path, where)
+    others = [load_checkpoint(other, where) for other in ensemble]
+    for name, other in zip(ensemble, others, strict=True):
+        for side in ("source", "target"):
+            if _vocabulary(first, side).checksum() != _vocabulary(other, side).checksum():
+                raise UserError(
+                    f"{path} and {name} have different {side} vocabularies; the models of an ensemble share theirs "
+                    "(train the second with --from, or on the same text with the same data.vocabulary)."
+                )
+    models = [checkpoint.model.to(getattr(torch, dtype)) for checkpoint in (first, *others)]
+    model = models[0] if not others else Ensemble(models)
+    return Translator(dataclasses.replace(first, model=quantize(model) if int8 else model))
+
+
+def check_precision(device: str, dtype: str, int8: bool) -> None:
+    """Refuses precisions that do not go together.
+
+    Raises:
+        UserError: names them.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype is '{dtype}'; choose float32 or bfloat16")
+    if int8 and dtype != "float32":
+        raise UserError(f"int8 and dtype {dtype} are two precisions; leave out one")
+    if int8 and device not in ("auto", "cpu"):
+        raise UserError(f"int8 runs on the CPU alone and device is {device}; give --device cpu, or leave out int8")
+
+
+def _vocabulary(checkpoint: Checkpoint, side: str) -> Vocabulary:
+    return checkpoint.source_vocabulary if side == "source" else checkpoint.target_vocabulary
 
 
 def resolve_device(name: str) -> torch.device:
