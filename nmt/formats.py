@@ -22,8 +22,8 @@ class Format:
     `translations`). tsv: a header and a row a translation (`line` and `n` from 1). moses: `0 ||| text ||| log_p= -3.2
     length= 7 ||| score`, source lines from 0, as Moses writes n-best lists.
 
-    Where a text would break its format: line ends become spaces (but in jsonl, which escapes them), tabs too in tsv, and
-    `|||` becomes `&#124;&#124;&#124;` in moses, as Moses' own escaping spells it.
+    Where a text would break its format: line ends become spaces (but in jsonl, which escapes them), tabs too in tsv,
+    and `|||` becomes `&#124;&#124;&#124;` in moses, as Moses' own escaping spells it.
     """
 
     name: Literal["text", "jsonl", "tsv", "moses"] = "text"
