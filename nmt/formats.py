@@ -99,16 +99,19 @@ class Format:
             result["attention"] = [[round(weight, _DIGITS) for weight in row] for row in rows]
         return result
 
+    def _aligned(self, translation: Translation) -> list[str]:
+        return [pharaoh(translation)] if self.alignment else []
+
     def _tsv_row(self, number: int, n: int, translation: Translation) -> str:
         scores = [f"{score:.{_DIGITS}f}" for score in (translation.score, translation.log_probability)]
         fields = [str(number), str(n), *scores, _flat(translation.text, "\t\n\r")]
-        return "\t".join([*fields, *[pharaoh(translation)] * self.alignment])
+        return "\t".join([*fields, *self._aligned(translation)])
 
     def _moses_row(self, number: int, n: int, translation: Translation) -> str:
         text = _flat(translation.text, "\n\r").replace("|||", "&#124;&#124;&#124;")
         features = f"log_p= {translation.log_probability:.{_DIGITS}f} length= {len(translation.pieces)}"
         fields = [str(number - 1), text, features, f"{translation.score:.{_DIGITS}f}"]
-        return " ||| ".join([*fields, *[pharaoh(translation)] * self.alignment])
+        return " ||| ".join([*fields, *self._aligned(translation)])
 
 
 def pharaoh(translation: Translation) -> str:
