@@ -234,7 +234,8 @@ class Translator:
 
     def _translation(self, hypothesis: Hypothesis, source_pieces: list[str]) -> Translation:
         return Translation(
-            text=self.target_vocabulary.decode(hypothesis.tokens),
+            # A vocabulary that spells unknown characters as bytes can spell a line end, too; a line stays one.
+            text=self.target_vocabulary.decode(hypothesis.tokens).replace("\n", " "),
             score=hypothesis.score,
             log_probability=hypothesis.log_probability,
             source_pieces=source_pieces,
