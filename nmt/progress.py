@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 
 @contextlib.contextmanager
@@ -29,18 +30,21 @@ def show_progress(source: str | Path, output: str | Path) -> Iterator[Callable[[
     columns = (BarColumn(), DownloadColumn(), TextColumn("{task.fields[lines]:,} lines"), TimeElapsedColumn())
     bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, redirect_stdout=False)
     task = bar.add_task("", total=os.path.getsize(source), lines=0)
-    with bar, _messages_above():
-        yield lambda position, lines: bar.update(task, completed=position, lines=lines)
+    # Log lines go through the standard error that the bar puts in place, or they would stand within it.
+    handlers = [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+    ]
+    before = sys.stderr
+    with bar:
+        _redirect(handlers, sys.stderr)
+        try:
+            yield lambda position, lines: bar.update(task, completed=position, lines=lines)
+        finally:
+            _redirect(handlers, before)
 
 
-@contextlib.contextmanager
-def _messages_above() -> Iterator[None]:
-    """Log lines go through the standard error that the bar has put in place, or they would stand within it."""
-    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
-    streams = [handler.setStream(sys.stderr) for handler in handlers]
-    try:
-        yield
-    finally:
-        for handler, stream in zip(handlers, streams, strict=True):
-            if stream is not None:
-                handler.setStream(stream)
+def _redirect(handlers: list[logging.StreamHandler[TextIO]], stream: TextIO) -> None:
+    for handler in handlers:
+        handler.setStream(stream)

@@ -30,8 +30,10 @@ def main(words: list[str]) -> None:
     part = make_part(chosen.output, lambda: job.settings(text, chosen.buffer), chosen.resume)
     done = 0 if part is None else part.done.lines
     blocks = text.blocks(chosen.buffer, skip=done, digest=part.done.digest if part is not None and done else None)
-    if chosen.resume:
+    if done:
         logger.info("%s lines are done; going on with line %s", f"{done:,}", f"{done + 1:,}")
+    elif chosen.resume:
+        logger.info("there is nothing to resume; beginning with line 1")
     with ExitStack() as stack:
         results: Iterator[Any]
         if chosen.processes > 1:
