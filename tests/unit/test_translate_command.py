@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,9 +15,12 @@ import torch
 
 import nmt
 from nmt import cli
+from nmt.blocks import SourceText
 from nmt.checkpoint import save_checkpoint
+from nmt.job import Job
 from nmt.lines import read_lines
 from nmt.wishes import Wish
+from nmt.workers import Workers
 from tests import ROOT
 
 LINES = [
@@ -281,6 +285,13 @@ def test_what_was_killed_is_gone_on_with(folder, name, caplog):
     assert (folder / "out").read_bytes() == whole and not parts(folder)
 
 
+def test_a_line_draws_the_same_in_every_block(folder):
+    expected = nmt.load("a.safetensors", "cpu").translate(LINES, max_ratio=0, strategy="sample")
+    translate("source", "-o", "out", "--strategy", "sample", "--buffer", "30")
+    assert read_lines("out") == expected
+    assert len(set(expected)) > 100, "lines that are alike are drawn each for itself"
+
+
 def until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
@@ -434,6 +445,10 @@ def test_workers_end_with_their_parent(folder):
     with start("source", "-o", "out", "--buffer", "1", "--processes", "2") as process:
         until(lambda: kept(folder) >= 2)
         worker = worker_of(process.pid)
+        # An interruption is the parent's alone; a worker would answer it with a stack trace.
+        with open(f"/proc/{worker}/status") as file:
+            blocked = next(line.split()[1] for line in file if line.startswith("SigBlk"))
+        assert int(blocked, 16) & 1 << signal.SIGINT - 1
         process.send_signal(signal.SIGKILL)
         until(lambda: not os.path.exists(f"/proc/{worker}") or is_dead(worker))
 
@@ -458,6 +473,21 @@ def test_processes_pipes_and_errors(folder):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
         assert process.wait(timeout=60) == 130
         assert process.stderr.read().decode().splitlines()[1:] == ["nmt: interrupted"]
+
+
+class Sleep(Job):
+    """What takes longer than any test."""
+
+    def load(self):
+        time.sleep(600)
+
+
+def test_workers_are_stopped_in_the_middle_of_a_block(folder):
+    with pytest.raises(KeyboardInterrupt), Workers(Sleep(""), 2) as workers:
+        results = workers.results(SourceText("source").blocks(5))
+        main = threading.main_thread().ident
+        threading.Timer(3, signal.pthread_kill, [main, signal.SIGINT]).start()
+        next(results)
 
 
 def worker_of(pid):
