@@ -23,6 +23,7 @@ VERBS = {
     "average": "the mean of several models' weights",
     "rescore": "choose from n-best lists by models, tuned weights or minimum Bayes risk",
     "evaluate": "BLEU, chrF, TER or COMET of translations or models, with paired tests",
+    "shortlist": "learn which target pieces a source piece can ask for, for faster decoding",
     "corpus": "fetch or describe the corpus of a card",
     "plot": "attention, soft beam or learning curves as a picture",
 }

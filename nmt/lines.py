@@ -6,9 +6,9 @@ import os
 import secrets
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from nmt.errors import UserError
 
@@ -21,31 +21,39 @@ def read_lines(path: str | Path) -> list[str]:
     return list(iterate_lines(path))
 
 
-def iterate_lines(source: str | Path | BinaryIO) -> Iterator[str]:
+def iterate_lines(
+    source: str | Path | BinaryIO | Iterable[bytes], *, opened: Callable[[BinaryIO], object] | None = None
+) -> Iterator[str]:
     """Yields the lines of a plain or gzipped UTF-8 text, without their line ends.
 
     Only "\\n" ends a line: a bare carriage return, U+2028 and U+0085 stay inside. One "\\r" before
     the "\\n" and a byte order mark at the start are dropped. A last line needs no line end.
 
     Args:
-        source: a path (`.gz` is unpacked, `-` is standard input) or an open binary stream.
+        source: a path (`.gz` is unpacked, `-` is standard input), an open binary stream, or lines as bytes.
+        opened: called with the file when it is open, before it is unpacked, so that its `tell` shows how far we are.
 
     Raises:
         UserError: the file is missing, a directory, unreadable, damaged gzip or not UTF-8 (with the
             number of the line).
     """
     name = _name_of(source)
-    try:
-        with _opened(source) as stream:
-            yield from _decoded(stream, name)
-    except IsADirectoryError:
-        raise UserError(f"{name} is a directory; give a text file.") from None
-    except FileNotFoundError:
-        raise UserError(f"{name} does not exist; the current folder is {Path.cwd()}.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{name} is not a whole gzip file ({error}); copy or compress it again.") from None
-    except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror or error}.") from None
+    with told(name), _opened(source, opened) as stream:
+        yield from _decoded(stream, name)
+
+
+def count_lines(path: str | Path) -> int:
+    """How many lines `iterate_lines` finds in a file, whatever they hold.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    count, last = 0, b"\n"
+    with told(str(path)), _opened(path) as stream:
+        while content := stream.read(1 << 20):
+            count += content.count(b"\n")
+            last = content[-1:]
+    return count + (last != b"\n")
 
 
 def read_parallel(source: str | Path, target: str | Path) -> tuple[list[str], list[str]]:
@@ -115,7 +123,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _name_of(source: str | Path | BinaryIO) -> str:
+@contextlib.contextmanager
+def told(name: str) -> Iterator[None]:
+    """What goes wrong while a file is read, as the user's mistake.
+
+    Raises:
+        UserError: an OSError, or a damaged gzip file.
+    """
+    try:
+        yield
+    except IsADirectoryError:
+        raise UserError(f"{name} is a directory; give a text file.") from None
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist; the current folder is {Path.cwd()}.") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{name} is not a whole gzip file ({error}); copy or compress it again.") from None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}.") from None
+
+
+def _name_of(source: str | Path | BinaryIO | Iterable[bytes]) -> str:
     if isinstance(source, (str, Path)):
         return "standard input" if str(source) == "-" else str(source)
     name = getattr(source, "name", "the input stream")
@@ -123,20 +150,25 @@ def _name_of(source: str | Path | BinaryIO) -> str:
 
 
 @contextlib.contextmanager
-def _opened(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
+def _opened(
+    source: str | Path | BinaryIO | Iterable[bytes], opened: Callable[[BinaryIO], object] | None = None
+) -> Iterator[Any]:
     if not isinstance(source, (str, Path)):
         yield source
     elif str(source) == "-":
         yield sys.stdin.buffer
-    elif str(source).endswith(".gz"):
-        with gzip.open(source, "rb") as packed:
-            yield packed  # type: ignore[misc]
     else:
         with open(source, "rb") as plain:
-            yield plain
+            if opened is not None:
+                opened(plain)
+            if not str(source).endswith(".gz"):
+                yield plain
+                return
+            with gzip.GzipFile(fileobj=plain) as packed:
+                yield packed
 
 
-def _decoded(stream: BinaryIO, name: str) -> Iterator[str]:
+def _decoded(stream: Iterable[bytes], name: str) -> Iterator[str]:
     for number, raw in enumerate(stream, start=1):
         try:
             line = raw.decode("utf-8")

@@ -13,12 +13,13 @@ import torch
 from nmt.batching import evaluation_batches
 from nmt.checkpoint import Checkpoint, load_checkpoint
 from nmt.errors import UserError, did_you_mean
-from nmt.models import Narrowed, Seq2Seq, decoding_form
+from nmt.models import Ensemble, Narrowed, Seq2Seq, decoding_form
+from nmt.quantization import quantize
 from nmt.search import Constraints, Demand, Hypothesis, SearchConfig, beam_search
 from nmt.shortlist import Shortlist
 from nmt.translation import NOTHING, Translation
 from nmt.translation import replace_unknown as spell_unknown
-from nmt.vocabulary import BOS, EOS, PAD, UNK
+from nmt.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from nmt.wishes import Wish, demand_of, warn_unmet
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def search_ids(
     sources: Sequence[Sequence[int]],
     config: SearchConfig,
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 2048,
     attention: bool = False,
     demands: Sequence[Demand] | None = None,
     pieces: Sequence[str] = (),
@@ -110,12 +111,21 @@ def search_ids(
 
 
 class Translator:
-    """Translates lines with one model."""
+    """Translates lines with one model, or with several as one.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    Attributes:
+        checkpoint, model, source_vocabulary, target_vocabulary: what was loaded.
+        decoder: the form of the model that searches.
+        shortlist: which pieces a source piece can ask for, or None. With one, the output layer is computed for these
+            alone, and the scores of a search are normalised over them; lines of a batch with wishes go without.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, int8: bool = False, shortlist: Shortlist | None = None) -> None:
         self.checkpoint = checkpoint
         self.model = checkpoint.model.eval()
-        self.decoder = decoding_form(self.model)
+        decoder = decoding_form(self.model)
+        self.decoder = quantize(decoder) if int8 else decoder
+        self.shortlist = shortlist
         self.source_vocabulary = checkpoint.source_vocabulary
         self.target_vocabulary = checkpoint.target_vocabulary
         special = (PAD, UNK, BOS, EOS)
@@ -138,11 +148,10 @@ class Translator:
         *,
         config: SearchConfig | None = None,
         limit: LengthLimit | None = None,
-        batch_tokens: int = 4096,
+        batch_tokens: int = 2048,
         attention: bool = False,
         replace_unknown: bool = False,
         wishes: Sequence[Wish] | None = None,
-        shortlist: Shortlist | None = None,
         first_line: int = 1,
         **options: Any,
     ) -> list[list[Translation]]:
@@ -156,8 +165,6 @@ class Translator:
             attention: whether the attention matrices are returned.
             replace_unknown: whether a word with an unknown piece becomes the source word that it looked at.
             wishes: for each line, how its translation begins, what it holds and what it does not.
-            shortlist: which pieces a source piece can ask for; the output layer is computed for these alone, and
-                scores are normalised over them. Lines of a batch with wishes go without.
             first_line: number of the first line, for messages and for what is drawn.
 
         Raises:
@@ -196,7 +203,7 @@ class Translator:
             demands=demands,
             pieces=self._pieces,
             numbers=[first_line + place for place in kept],
-            shortlist=shortlist,
+            shortlist=self.shortlist,
         )
         results = [[NOTHING] for _ in lines]
         for number, (place, hypotheses) in enumerate(zip(kept, found, strict=True)):
@@ -217,7 +224,7 @@ class Translator:
         pieces: Sequence[Sequence[str] | None] | None = None,
         config: SearchConfig | None = None,
         limit: LengthLimit | None = None,
-        batch_tokens: int = 4096,
+        batch_tokens: int = 2048,
         attention: bool = False,
         first_line: int = 1,
         **options: Any,
@@ -262,15 +269,47 @@ class Translator:
         )
 
     def stream(self, lines: Iterable[str], *, chunk: int = 2048, **options: Any) -> Iterator[str]:
-        """Translates any number of lines in constant memory, `chunk` lines at a time, in order."""
-        iterator, first = iter(lines), 1
+        """The best translation of any number of lines in constant memory, `chunk` lines at a time, in order.
+
+        Args:
+            lines, chunk, options: as for `stream_search`.
+        """
+        for found in self.stream_search(lines, chunk=chunk, **options):
+            yield found[0].text
+
+    def stream_search(
+        self,
+        lines: Iterable[str],
+        *,
+        chunk: int = 2048,
+        wishes: Iterable[Wish] | None = None,
+        first_line: int = 1,
+        **options: Any,
+    ) -> Iterator[list[Translation]]:
+        """The n best translations of any number of lines in constant memory, in order.
+
+        Args:
+            lines: any number; they are taken `chunk` at a time.
+            chunk: lines that are sorted into batches together.
+            wishes: one for each line, taken beside them.
+            first_line: number of the first line.
+            options: as for `search`.
+
+        Raises:
+            UserError: as `search`; or fewer wishes than lines.
+        """
+        if chunk < 1:
+            raise UserError(f"chunk is {chunk}; give at least 1")
+        iterator, wanted = iter(lines), None if wishes is None else iter(wishes)
         while block := list(islice(iterator, chunk)):
-            yield from self.translate(block, first_line=first, **options)
-            first += len(block)
+            beside = None if wanted is None else list(islice(wanted, len(block)))
+            yield from self.search(block, wishes=beside, first_line=first_line, **options)
+            first_line += len(block)
 
     def _translation(self, hypothesis: Hypothesis, source_pieces: list[str]) -> Translation:
         return Translation(
-            text=self.target_vocabulary.decode(hypothesis.tokens),
+            # A vocabulary that spells unknown characters as bytes can spell a line end, too; a line stays one.
+            text=self.target_vocabulary.decode(hypothesis.tokens).replace("\n", " "),
             score=hypothesis.score,
             log_probability=hypothesis.log_probability,
             source_pieces=source_pieces,
@@ -288,17 +327,63 @@ class Translator:
         return dataclasses.replace(translation, text=text, attention=translation.attention if attention else None)
 
 
-def load(path: str | Path, device: str = "auto") -> Translator:
-    """Loads a model file, or that of a run's folder.
+def load(
+    path: str | Path,
+    device: str = "auto",
+    *,
+    ensemble: Sequence[str | Path] = (),
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    int8: bool = False,
+    shortlist: str | Path | None = None,
+) -> Translator:
+    """Loads a model file, or that of a run's folder, or several as one.
 
     Args:
         path: `model.safetensors` or the folder it lies in.
         device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1".
+        ensemble: further models of the same vocabularies; at every step the mean of all models' probabilities counts.
+        dtype: of the weights; scores stay float32.
+        int8: linear and recurrent layers multiply in 8 bits, on the CPU alone; see `nmt.quantization`.
+        shortlist: file of `nmt shortlist`, made for these vocabularies; see `Translator`.
 
     Raises:
-        UserError: no such model, a damaged one, or no such device.
+        UserError: no such model, a damaged one, no such device, other vocabularies, or a precision that it lacks.
     """
-    return Translator(load_checkpoint(path, resolve_device(device)))
+    check_precision(device, dtype, int8)
+    where = torch.device("cpu") if int8 else resolve_device(device)
+    first = load_checkpoint(path, where)
+    others = [load_checkpoint(other, where) for other in ensemble]
+    for name, other in zip(ensemble, others, strict=True):
+        for side in ("source", "target"):
+            if _vocabulary(first, side).checksum() != _vocabulary(other, side).checksum():
+                raise UserError(
+                    f"{path} and {name} have different {side} vocabularies; the models of an ensemble share theirs "
+                    "(train the second with --from, or on the same text with the same data.vocabulary)."
+                )
+    models = [checkpoint.model.to(getattr(torch, dtype)) for checkpoint in (first, *others)]
+    model = models[0] if not others else Ensemble(models)
+    chosen = None
+    if shortlist is not None:
+        chosen = Shortlist.load(shortlist, first.source_vocabulary, first.target_vocabulary)
+    return Translator(dataclasses.replace(first, model=model), int8=int8, shortlist=chosen)
+
+
+def check_precision(device: str, dtype: str, int8: bool) -> None:
+    """Refuses precisions that do not go together.
+
+    Raises:
+        UserError: names them.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype is '{dtype}'; choose float32 or bfloat16")
+    if int8 and dtype != "float32":
+        raise UserError(f"int8 and dtype {dtype} are two precisions; leave out one")
+    if int8 and device not in ("auto", "cpu"):
+        raise UserError(f"int8 runs on the CPU alone and device is {device}; give --device cpu, or leave out int8")
+
+
+def _vocabulary(checkpoint: Checkpoint, side: str) -> Vocabulary:
+    return checkpoint.source_vocabulary if side == "source" else checkpoint.target_vocabulary
 
 
 def resolve_device(name: str) -> torch.device:

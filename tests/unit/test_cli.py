@@ -50,6 +50,7 @@ def folder(small_corpus, tmp_path, monkeypatch):
     (tmp_path / "latin").write_bytes("déjà vu\n".encode("latin-1") * 200)
     (tmp_path / "cut.gz").write_bytes(b"\x1f\x8b\x08\x00\x00")
     (tmp_path / "model.txt").write_text("no model\n")
+    (tmp_path / MODEL).write_text("no model\n")
     config = make_config(tmp_path / "run", tmp_path)
     config.data.cache = str(small_corpus / "cache")
     write_config(tmp_path / "c.yaml", config)
@@ -58,6 +59,7 @@ def folder(small_corpus, tmp_path, monkeypatch):
 
 TRAIN = ["train", "--config", "c.yaml"]
 DATA = "--data.train_"
+MODEL = "any.safetensors"  # a file that is no model: whoever opens it is too late
 BAD_WORDS = [
     # The verb and the flags
     (["trian"], "no verb 'trian'. Did you mean 'train'?"),
@@ -120,8 +122,36 @@ BAD_WORDS = [
     (["translate", "x", "--max_pieces", "0"], "max_pieces is 0"),
     (["translate", "x", "--batch_tokens", "0"], "batch_tokens is 0"),
     (["translate", "x", "--threads", "-1"], "threads is -1"),
-    (["translate", "x", "--n_best", "2"], "one line a line; n_best is for"),
+    (
+        ["translate", "x", "--n_best", "2"],
+        "n_best is 2 and format text holds one line a line; give --format jsonl, tsv or moses",
+    ),
     (["translate", "x", "short", "-o", "./short"], "input and output are both short"),
+    (
+        ["translate", "x", "--format", "jsno"],
+        "format is 'jsno'; choose text, jsonl, tsv or moses. Did you mean 'jsonl'?",
+    ),
+    (["translate", "x", "--alignment"], "alignment has no place in format text"),
+    (["translate", "x", "--format", "tsv", "--attention"], "attention has no place in format tsv"),
+    (["translate", "x", "--buffer", "0"], "buffer is 0"),
+    (["translate", "x", "--processes", "0"], "processes is 0"),
+    (["translate", "x", "--processes", "2", "--threads", "2"], "each of several processes has one"),
+    (["translate", "x", "--processes", "2", "--device", "cuda"], "processes share the cores of a CPU"),
+    (["translate", "x", "--dtype", "float16"], "dtype is 'float16'; choose float32 or bfloat16"),
+    (["translate", "x", "--int8", "--dtype", "bfloat16"], "int8 and dtype bfloat16 are two precisions"),
+    (["translate", "x", "--int8", "--device", "cuda"], "int8 runs on the CPU alone and device is cuda"),
+    (["translate", "x", "--prefix", "-"], "standard input (-) can be read once"),
+    (["translate", "x", "short", "--include", "blank", "-o", "blank"], "the output is also read: blank"),
+    (["translate", MODEL, "none"], "none does not exist"),
+    (["translate", MODEL, "."], ". is a directory"),
+    (["translate", MODEL, "latin"], "latin, line 1: not UTF-8"),
+    (["translate", MODEL, "cut.gz"], "cut.gz is not a whole gzip file"),
+    (["translate", MODEL, "short", "--ensemble", "none"], "none does not exist; give a model file"),
+    (["translate", MODEL, "short", "--exclude", "none"], "none does not exist"),
+    (["translate", MODEL, "short", "--exclude", "blank"], "blank has 200 lines and short has 1"),
+    (["translate", MODEL, "short", "--resume"], "standard output cannot be resumed"),
+    (["translate", MODEL, "short", "--resume", "-o", "x.gz"], "x.gz cannot be resumed; give -o a plain file"),
+    (["translate", MODEL, "short", "-o", "."], ". cannot be written: it is a folder"),
     (["evaluate"], "missing: reference"),
     (["evaluate", "--reference", "short"], "give --hypotheses, or a model and --source"),
     (["evaluate", "x", "--reference", "short"], "give --hypotheses, or a model and --source"),
@@ -295,7 +325,7 @@ def test_a_reader_that_leaves_is_no_error(finished_run, tmp_path):
     )
     assert done.stdout.count("\n") == 1
     assert done.returncode == 1
-    assert done.stderr == "beam 1, score log p / |y|^1\n"
+    assert done.stderr == "beam 1, score log p / |y|^1, float32\n"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -113,13 +113,14 @@ def test_learned_saved_and_used(tiny_checkpoint, small_corpus, tmp_path):
     for piece in {i for line in LINES for i in vocabulary.encode([line])[0] if i > 3}:
         assert piece in shortlist.best[piece]
     assert not ((shortlist.best >= 0) & (shortlist.best < 4)).any()
-    found = translator.search(LINES, shortlist=again)
-    assert [t[0].text for t in found] == translator.translate(LINES, shortlist=again, batch_tokens=1)
+    plain, translator.shortlist = translator.search(LINES), again
+    found = translator.search(LINES)
+    assert [t[0].text for t in found] == translator.translate(LINES, batch_tokens=1)
     for line, (best, *_) in zip(LINES, found, strict=True):
         every, _ = again.candidates(vocabulary.encode([line]))
         names = vocabulary.pieces(every.tolist())
         assert set(best.pieces) <= set(names)
-    assert found != translator.search(LINES)
+    assert found != plain
 
 
 def test_what_is_no_shortlist_is_refused(tiny_checkpoint, tmp_path):

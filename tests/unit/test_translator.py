@@ -146,7 +146,7 @@ def test_the_file_on_the_disk_is_all_that_is_needed(tiny_checkpoint, translator,
         cwd=tmp_path,
     )
     assert done.stdout.decode().split("\n") == [*translator.translate(LINES), ""]
-    assert done.stderr.decode() == "beam 5, score log p / |y|^1\n"
+    assert done.stderr.decode() == "beam 5, score log p / |y|^1, float32\n"
 
 
 def test_no_warning_for_ordinary_lines(translator, caplog):
