@@ -180,6 +180,9 @@ class Part:
 
     def _leave(self) -> str:
         """What a failure leaves: nothing, or the lines done and a sentence about them."""
+        # An interruption may have come between the note on the disk and ours.
+        with contextlib.suppress(UserError):
+            self.done, _ = self._read()
         if self.done.lines == 0:
             with contextlib.suppress(OSError):
                 self.part.unlink(missing_ok=True)

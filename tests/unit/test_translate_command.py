@@ -172,7 +172,7 @@ def test_precisions_translate_nearly_alike(tiny_checkpoint, tmp_path, cell, recw
         differences = [abs(a.log_probability - b.log_probability) for a, b in pairs]
         assert 0 < max(differences) < 0.5, "another precision, and the same model"
         assert all(float(a.attention.sum(dim=1).sub(1).abs().max()) < 0.05 for a, _ in pairs)
-    int8 = nmt.load(path, "cpu", int8=True).model
+    int8 = nmt.load(path, "cpu", int8=True).decoder
     assert not any(isinstance(part, (torch.nn.Linear, torch.nn.GRU, torch.nn.LSTM)) for part in int8.children())
     assert {p.dtype for p in nmt.load(path, "cpu", dtype="bfloat16").model.parameters()} == {torch.bfloat16}
 
