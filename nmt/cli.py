@@ -19,6 +19,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 VERBS = {
     "train": "train a model from a configuration",
     "translate": "translate a file, or standard input",
+    "export": "write a model as ONNX graphs that run without torch",
     "evaluate": "BLEU, chrF, TER or COMET of translations or models, with paired tests",
     "corpus": "fetch or describe the corpus of a card",
     "plot": "attention, soft beam or learning curves as a picture",
