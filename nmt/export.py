@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings 
             the model has no form for export.
     """
     folder = Path(folder)
-    check_folder(folder)
+    check_ready(folder)
     encoder, step = _graphs(checkpoint)
     source, target = checkpoint.source_vocabulary.model, checkpoint.target_vocabulary.model
     joint = source == target
@@ -58,8 +59,19 @@ def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings 
         (temporary / CONFIG).write_text(config, encoding="utf-8")
 
 
-def check_folder(folder: Path) -> None:
-    """Raises UserError where something is in the way."""
+def check_ready(folder: Path) -> None:
+    """Tells before anything is loaded what would fail later.
+
+    Raises:
+        UserError: the folder holds something, or the packages of the extra `onnx` are missing.
+    """
+    try:
+        import_module("onnx")
+        import_module("onnxscript")
+    except ImportError as error:
+        raise UserError(
+            f"Export needs onnx and onnxscript ({error}); install the extra (pip install -e .[onnx])."
+        ) from None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there and holds something; give a new folder, or remove it first")
 
@@ -104,21 +116,16 @@ def _graph(
     module: nn.Module, arguments: tuple[Any, ...], inputs: list[str], outputs: list[str], dynamic: tuple[Any, ...]
 ) -> bytes:
     with _quiet(), torch.no_grad():
-        try:
-            program = torch.onnx.export(
-                module,
-                arguments,
-                input_names=inputs,
-                output_names=outputs,
-                dynamic_shapes=dynamic,
-                dynamo=True,
-                verbose=False,
-                external_data=False,
-            )
-        except ImportError as error:
-            raise UserError(
-                f"Export needs onnx and onnxscript ({error}); install the extra (pip install -e .[onnx])."
-            ) from None
+        program = torch.onnx.export(
+            module,
+            arguments,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=dynamic,
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+        )
     assert program is not None
     graph = program.model_proto
     # Where in our source a node comes from, with the paths of this machine.

@@ -26,9 +26,9 @@ def main(words: list[str]) -> None:
         raise UserError("nmt export needs a folder to write; give -o FOLDER")
     settings, folder = take(chosen, Settings), Path(chosen.output)
     from nmt.checkpoint import load_checkpoint
-    from nmt.export import check_folder, export_model
+    from nmt.export import check_ready, export_model
 
-    check_folder(folder)
+    check_ready(folder)
     export_model(load_checkpoint(chosen.model), folder, settings)
     size = sum(file.stat().st_size for file in folder.iterdir())
     logger.info("%s: %.1f MB; python -m nmt.runner %s < in > out", folder, size / 1e6, folder)
