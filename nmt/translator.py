@@ -13,8 +13,9 @@ import torch
 from nmt.batching import evaluation_batches
 from nmt.checkpoint import Checkpoint, load_checkpoint
 from nmt.errors import UserError, did_you_mean
-from nmt.models import Seq2Seq, decoding_form
+from nmt.models import Narrowed, Seq2Seq, decoding_form
 from nmt.search import Constraints, Demand, Hypothesis, SearchConfig, beam_search
+from nmt.shortlist import Shortlist
 from nmt.translation import NOTHING, Translation
 from nmt.translation import replace_unknown as spell_unknown
 from nmt.vocabulary import BOS, EOS, PAD, UNK
@@ -50,6 +51,7 @@ def search_ids(
     demands: Sequence[Demand] | None = None,
     pieces: Sequence[str] = (),
     numbers: Sequence[int] | None = None,
+    shortlist: Shortlist | None = None,
 ) -> list[list[Hypothesis]]:
     """Searches for every source (ids without EOS), sorted into batches inside, returned in order.
 
@@ -62,6 +64,7 @@ def search_ids(
         demands: on each source's hypotheses.
         pieces: the target vocabulary, for the demands; see `Constraints`.
         numbers: of the sources in the whole text, which decide what is drawn; 0, 1, ... by default.
+        shortlist: candidates of the output layer; a batch with demands goes without.
     """
     if not sources:
         return []
@@ -79,8 +82,12 @@ def search_ids(
         if demands is not None and any(demands[row] != Demand() for row in rows):
             never = (model.padding, model.bos)
             constraints = Constraints([demands[row] for row in rows], pieces, eos=model.eos, never=never)
+        searched, candidates = model, None
+        if shortlist is not None and constraints is None:
+            candidates, allowed = shortlist.candidates([sources[row] for row in rows])
+            searched = Narrowed(model, candidates.to(device), allowed.to(device))
         found = beam_search(
-            model,
+            searched,
             block.to(device),
             torch.tensor([lengths[row] for row in rows]),
             config,
@@ -94,6 +101,10 @@ def search_ids(
                     "The model's probabilities are not numbers; its training diverged or its file is damaged. "
                     "Take an earlier checkpoint."
                 )
+            if candidates is not None:
+                spelt = [candidates[hypothesis.tokens].tolist() for hypothesis in hypotheses]
+                pairs = zip(hypotheses, spelt, strict=True)
+                hypotheses = [dataclasses.replace(hypothesis, tokens=tokens) for hypothesis, tokens in pairs]
             results[row] = hypotheses
     return results
 
@@ -131,6 +142,7 @@ class Translator:
         attention: bool = False,
         replace_unknown: bool = False,
         wishes: Sequence[Wish] | None = None,
+        shortlist: Shortlist | None = None,
         first_line: int = 1,
         **options: Any,
     ) -> list[list[Translation]]:
@@ -144,6 +156,8 @@ class Translator:
             attention: whether the attention matrices are returned.
             replace_unknown: whether a word with an unknown piece becomes the source word that it looked at.
             wishes: for each line, how its translation begins, what it holds and what it does not.
+            shortlist: which pieces a source piece can ask for; the output layer is computed for these alone, and
+                scores are normalised over them. Lines of a batch with wishes go without.
             first_line: number of the first line, for messages and for what is drawn.
 
         Raises:
@@ -182,6 +196,7 @@ class Translator:
             demands=demands,
             pieces=self._pieces,
             numbers=[first_line + place for place in kept],
+            shortlist=shortlist,
         )
         results = [[NOTHING] for _ in lines]
         for number, (place, hypotheses) in enumerate(zip(kept, found, strict=True)):

@@ -2,10 +2,20 @@
 
 from nmt.models.ensemble import Ensemble
 from nmt.models.fused import FusedRNNsearch
+from nmt.models.narrowed import Narrowed
 from nmt.models.rnnsearch import RNNsearch, RNNsearchConfig
 from nmt.models.seq2seq import Advance, Seq2Seq
 
-__all__ = ["Advance", "Ensemble", "FusedRNNsearch", "RNNsearch", "RNNsearchConfig", "Seq2Seq", "decoding_form"]
+__all__ = [
+    "Advance",
+    "Ensemble",
+    "FusedRNNsearch",
+    "Narrowed",
+    "RNNsearch",
+    "RNNsearchConfig",
+    "Seq2Seq",
+    "decoding_form",
+]
 
 
 def decoding_form(model: Seq2Seq) -> Seq2Seq:

@@ -7,7 +7,8 @@ instead of a tanh for each pair; its constant part drops out of the softmax.
 """
 
 import copy
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -127,11 +128,19 @@ class FusedRNNsearch(Seq2Seq):
         return energy.add_(memory.mask.unsqueeze(1)).softmax(dim=2)
 
     def project(self, features: Tensor) -> Tensor:
+        return self.output(self._readout(features))
+
+    def narrow(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
+        layer: Any = self.output
+        # A quantised layer has methods for them.
+        whole = (layer.weight().dequantize(), layer.bias()) if callable(layer.weight) else (layer.weight, layer.bias)
+        weight, bias = (part.index_select(0, candidates) for part in whole)
+        return lambda features: nn.functional.linear(self._readout(features), weight, bias)
+
+    def _readout(self, features: Tensor) -> Tensor:
         if self.config.readout == "maxout":
-            hidden = features.unflatten(-1, (-1, 2)).amax(dim=-1)
-        else:
-            hidden = torch.tanh(features)
-        return self.output(hidden)
+            return features.unflatten(-1, (-1, 2)).amax(dim=-1)
+        return torch.tanh(features)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

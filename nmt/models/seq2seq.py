@@ -1,6 +1,7 @@
 """What the search asks of a model: `encode`, `start`, `embed`, `advance` and `project`; the rest is made of these."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -94,6 +95,13 @@ class Seq2Seq(nn.Module):
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:
         """Logits (..., target vocabulary) of features (..., features)."""
+
+    def narrow(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
+        """`project` for some tokens alone: a function from features (..., features) to logits (..., candidates).
+
+        A model whose output layer can be cut overrides this; here all logits are computed.
+        """
+        return lambda features: self.project(features).index_select(-1, candidates)
 
     def step(self, embedding: Tensor, state: Any, memory: Any) -> tuple[Tensor, Any]:
         """`advance` and `project` in one: logits (batch, slots, target vocabulary) and the new state."""

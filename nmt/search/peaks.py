@@ -6,9 +6,9 @@ from torch import Tensor
 # So many entries share a maximum; the largest entries lie under the largest maxima.
 _MEMBERS = 32
 # Below this, one pass of torch.topk is as fast.
-_LEAST = 2048
-# exp of it and of its negative are far from the ends of float32, summed over any vocabulary.
-_SAFE = 60.0
+_LEAST = 1024
+# The exponential of the lowest is a normal number, and nothing beside a sum that is not small.
+_LOWEST, _SMALL = -80.0, 1e-20
 # Rows that are worked on at once, so that what one operation writes is in the cache when the next one reads it.
 _ROWS = 32
 
@@ -41,9 +41,10 @@ def log_normaliser(logits: Tensor) -> Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if logits.is_cuda or logits.requires_grad or not logits.numel():
         return logits.logsumexp(dim=-1)
-    low, high = logits.amax(dim=-1).aminmax()
-    if not (low > -_SAFE and high < _SAFE):  # or not a number
-        return logits.logsumexp(dim=-1)
-    # No entry is so large that its maximum would have to be taken off before.
-    parts = [part.exp().sum(dim=-1) for part in logits.reshape(-1, logits.shape[-1]).split(_ROWS)]
-    return torch.cat(parts).log_().view(logits.shape[:-1])
+    # Without a pass for the maxima: only where a sum is out of range would they have had to be taken off before.
+    # What is far below is cut off: exp is many times slower where its result is 0 or nearly so.
+    parts = [part.clamp(min=_LOWEST).exp_().sum(dim=-1) for part in logits.reshape(-1, logits.shape[-1]).split(_ROWS)]
+    sums = torch.cat(parts).view(logits.shape[:-1])
+    if bool(((sums > _SMALL) & (sums < torch.inf)).all()):
+        return sums.log_()
+    return logits.logsumexp(dim=-1)

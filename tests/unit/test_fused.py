@@ -102,10 +102,11 @@ def test_largest_entries(vocabulary, size):
     assert all(len(set(row)) == size for row in found.flatten(0, 1).tolist())
 
 
-@pytest.mark.parametrize("scale", [1.0, 1000.0])
-def test_log_normaliser(scale):
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.0, -95.0), (1.0, 87.0), (1000.0, 0.0)])
+def test_log_normaliser(scale, shift):
     torch.manual_seed(0)
     logits = torch.randn(5, 40, 900) * scale
+    logits[3:] += shift
     expected = logits.double().logsumexp(2)
     torch.testing.assert_close(log_normaliser(logits).double(), expected, atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(log_normaliser(logits.requires_grad_()).double(), expected, atol=1e-5, rtol=1e-6)

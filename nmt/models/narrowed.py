@@ -1,0 +1,59 @@
+"""A model whose output layer knows some tokens alone, other ones for each sentence."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nmt.models.seq2seq import Advance, Seq2Seq
+
+
+class NarrowedMemory(NamedTuple):
+    """The model's memory, and (batch, candidates), 0 for a candidate of the sentence and -inf for the others."""
+
+    memory: Any
+    mask: Tensor
+
+
+class Narrowed(Seq2Seq):
+    """A model over candidates instead of a vocabulary: token i is candidate i. Features are its logits.
+
+    The special ids have to be candidates, and to be the same among them.
+    """
+
+    def __init__(self, model: Seq2Seq, candidates: Tensor, allowed: Tensor) -> None:
+        """Narrows a model for one batch.
+
+        Args:
+            model: in its decoding form.
+            candidates: (candidates,) ids, ascending.
+            allowed: (batch, candidates), whether a candidate is one of the sentence.
+        """
+        super().__init__(model.padding, model.bos, model.eos)
+        # In a tuple, so that the model does not become a part of this one, which is made for each batch.
+        self._model = (model,)
+        self._candidates, self._allowed = candidates, allowed
+        self._project = model.narrow(candidates)
+        special = torch.tensor([self.padding, self.bos, self.eos], device=candidates.device)
+        assert torch.equal(candidates[special], special)
+
+    def parameters(self, recurse: bool = True) -> Any:
+        return self._model[0].parameters(recurse)
+
+    def encode(self, source: Tensor, lengths: Tensor) -> NarrowedMemory:
+        mask = torch.zeros(self._allowed.shape, device=source.device).masked_fill(~self._allowed, -torch.inf)
+        return NarrowedMemory(self._model[0].encode(source, lengths), mask)
+
+    def start(self, memory: NarrowedMemory) -> Any:
+        return self._model[0].start(memory.memory)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self._model[0].embed(self._candidates[tokens])
+
+    def advance(self, embedding: Tensor, state: Any, memory: NarrowedMemory) -> Advance:
+        advanced = self._model[0].advance(embedding, state, memory.memory)
+        logits = self._project(advanced.features) + memory.mask.unsqueeze(1)
+        return Advance(logits, advanced.state, advanced.attention)
+
+    def project(self, features: Tensor) -> Tensor:
+        return features
