@@ -13,6 +13,8 @@ from nmt.runner.settings import Settings
 
 # So many entries share a maximum; below so many entries, one pass is as fast.
 _MEMBERS, _LEAST = 32, 2048
+# The exponential of the lowest is a normal number, and nothing beside that of the highest, which is 1.
+_LOWEST = np.float32(-80)
 # Rows that are worked on at once, so that what one operation writes is in the cache when the next one reads it.
 _ROWS = 32
 
@@ -211,7 +213,8 @@ def _log_normaliser(logits: Floats) -> Floats:
     for first in range(0, len(rows), _ROWS):
         part = rows[first : first + _ROWS]
         highest = part.max(axis=1)
-        shifted = part - highest[:, None]
+        # What is far below is cut off: exp is many times slower where its result is nearly 0.
+        shifted = np.maximum(part - highest[:, None], _LOWEST)
         result[first : first + _ROWS] = np.log(np.exp(shifted, out=shifted).sum(axis=1)) + highest
     return result.reshape(logits.shape[:-1])
 
