@@ -77,12 +77,18 @@ class FusedRNNsearch(Seq2Seq):
         # Before padding: what padding would cost in products is saved.
         looked = self.look(outputs.data)
         looked, _ = pad_packed_sequence(outputs._replace(data=looked), batch_first=True, total_length=source.shape[1])
+        summary = (final[0] if isinstance(final, tuple) else final)[-1]
+        return self.remember(looked, lengths.to(source.device), summary)
+
+    def remember(self, looked: Tensor, lengths: Tensor, summary: Tensor) -> FusedMemory:
+        """What a sentence leaves, from what `look` makes of the encoder's outputs (batch, source length, hidden + gates
+        + readout), whatever it is at padding, lengths (batch,), and the backward state at the first word (batch,
+        hidden)."""
         keys, values = looked.split([self.config.hidden, looked.shape[2] - self.config.hidden], dim=2)
         powers = (2 * keys.float().clamp(-_FAR, _FAR)).exp()
-        positions = torch.arange(source.shape[1], device=source.device)
-        mask = torch.zeros(source.shape, device=source.device)
-        mask = mask.masked_fill(positions >= lengths.to(source.device).unsqueeze(1), -torch.inf)
-        summary = (final[0] if isinstance(final, tuple) else final)[-1]
+        positions = torch.arange(looked.shape[1], device=looked.device)
+        mask = torch.zeros(looked.shape[:2], device=looked.device)
+        mask = mask.masked_fill(positions >= lengths.unsqueeze(1), -torch.inf)
         return FusedMemory(powers, values.contiguous(), mask, torch.tanh(self.initial(summary)))
 
     def start(self, memory: FusedMemory) -> tuple[tuple[Tensor, ...], ...]:
