@@ -11,7 +11,8 @@ from typing import Any
 from nmt.blocks import Block, Blocks, SourceText
 from nmt.checkpoint import find_model
 from nmt.formats import Format
-from nmt.translator import Translator, load
+from nmt.loading import load
+from nmt.translator import Translator
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from nmt.lines import atomic_path
 from nmt.search import SoftSearchConfig, soft_beam_search
 from nmt.search.trace import trace_search
 from nmt.topk import soft_topk
-from nmt.translator import Translation, Translator
+from nmt.translation import Translation
+from nmt.translator import Translator
 
 
 def draw_attention(translation: Translation) -> Figure:

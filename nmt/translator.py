@@ -5,21 +5,18 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from nmt.batching import evaluation_batches
-from nmt.checkpoint import Checkpoint, load_checkpoint
+from nmt.checkpoint import Checkpoint
+from nmt.decoding import search_ids
 from nmt.errors import UserError, did_you_mean
-from nmt.models import Ensemble, Narrowed, Seq2Seq, decoding_form
+from nmt.models import decoding_form
 from nmt.quantization import quantize
-from nmt.search import Constraints, Demand, Hypothesis, SearchConfig, beam_search
+from nmt.search import Hypothesis, SearchConfig
 from nmt.shortlist import Shortlist
 from nmt.translation import NOTHING, Translation
 from nmt.translation import replace_unknown as spell_unknown
-from nmt.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
+from nmt.vocabulary import BOS, EOS, PAD, UNK
 from nmt.wishes import Wish, demand_of, warn_unmet
 
 logger = logging.getLogger(__name__)
@@ -40,74 +37,6 @@ class LengthLimit:
             raise UserError(f"max_pieces is {self.max_pieces}; give at least 1")
         if self.too_long not in ("truncate", "empty"):
             raise UserError(f"too_long is '{self.too_long}'; choose truncate or empty")
-
-
-def search_ids(
-    model: Seq2Seq,
-    sources: Sequence[Sequence[int]],
-    config: SearchConfig,
-    *,
-    batch_tokens: int = 2048,
-    attention: bool = False,
-    demands: Sequence[Demand] | None = None,
-    pieces: Sequence[str] = (),
-    numbers: Sequence[int] | None = None,
-    shortlist: Shortlist | None = None,
-) -> list[list[Hypothesis]]:
-    """Searches for every source (ids without EOS), sorted into batches inside, returned in order.
-
-    Args:
-        model: in evaluation mode.
-        sources: none empty.
-        config: the search.
-        batch_tokens: most source tokens of a batch, padding counted (a longer sentence goes alone).
-        attention: whether hypotheses carry attention.
-        demands: on each source's hypotheses.
-        pieces: the target vocabulary, for the demands; see `Constraints`.
-        numbers: of the sources in the whole text, which decide what is drawn; 0, 1, ... by default.
-        shortlist: candidates of the output layer; a batch with demands goes without.
-    """
-    if not sources:
-        return []
-    if batch_tokens < 1:
-        raise UserError(f"batch_tokens is {batch_tokens}; give at least 1")
-    device = next(model.parameters()).device
-    lengths = [len(source) + 1 for source in sources]
-    results: list[list[Hypothesis]] = [[] for _ in sources]
-    for rows in evaluation_batches(lengths, max(batch_tokens, max(lengths))):
-        longest = max(lengths[row] for row in rows)
-        block = torch.full((len(rows), longest), PAD)
-        for place, row in enumerate(rows):
-            block[place, : lengths[row]] = torch.tensor([*sources[row], EOS])
-        constraints = None
-        if demands is not None and any(demands[row] != Demand() for row in rows):
-            never = (model.padding, model.bos)
-            constraints = Constraints([demands[row] for row in rows], pieces, eos=model.eos, never=never)
-        searched, candidates = model, None
-        if shortlist is not None and constraints is None:
-            candidates, allowed = shortlist.candidates([sources[row] for row in rows])
-            searched = Narrowed(model, candidates.to(device), allowed.to(device))
-        found = beam_search(
-            searched,
-            block.to(device),
-            torch.tensor([lengths[row] for row in rows]),
-            config,
-            attention=attention,
-            constraints=constraints,
-            numbers=[int(row) if numbers is None else numbers[row] for row in rows],
-        )
-        for row, hypotheses in zip(rows, found, strict=True):
-            if not hypotheses:
-                raise UserError(
-                    "The model's probabilities are not numbers; its training diverged or its file is damaged. "
-                    "Take an earlier checkpoint."
-                )
-            if candidates is not None:
-                spelt = [candidates[hypothesis.tokens].tolist() for hypothesis in hypotheses]
-                pairs = zip(hypotheses, spelt, strict=True)
-                hypotheses = [dataclasses.replace(hypothesis, tokens=tokens) for hypothesis, tokens in pairs]
-            results[row] = hypotheses
-    return results
 
 
 class Translator:
@@ -325,78 +254,6 @@ class Translator:
         if any(unknown):
             text = spell_unknown(translation.pieces, unknown, source, translation.attention)
         return dataclasses.replace(translation, text=text, attention=translation.attention if attention else None)
-
-
-def load(
-    path: str | Path,
-    device: str = "auto",
-    *,
-    ensemble: Sequence[str | Path] = (),
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    int8: bool = False,
-    shortlist: str | Path | None = None,
-) -> Translator:
-    """Loads a model file, or that of a run's folder, or several as one.
-
-    Args:
-        path: `model.safetensors` or the folder it lies in.
-        device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1".
-        ensemble: further models of the same vocabularies; at every step the mean of all models' probabilities counts.
-        dtype: of the weights; scores stay float32.
-        int8: linear and recurrent layers multiply in 8 bits, on the CPU alone; see `nmt.quantization`.
-        shortlist: file of `nmt shortlist`, made for these vocabularies; see `Translator`.
-
-    Raises:
-        UserError: no such model, a damaged one, no such device, other vocabularies, or a precision that it lacks.
-    """
-    check_precision(device, dtype, int8)
-    where = torch.device("cpu") if int8 else resolve_device(device)
-    first = load_checkpoint(path, where)
-    others = [load_checkpoint(other, where) for other in ensemble]
-    for name, other in zip(ensemble, others, strict=True):
-        for side in ("source", "target"):
-            if _vocabulary(first, side).checksum() != _vocabulary(other, side).checksum():
-                raise UserError(
-                    f"{path} and {name} have different {side} vocabularies; the models of an ensemble share theirs "
-                    "(train the second with --from, or on the same text with the same data.vocabulary)."
-                )
-    models = [checkpoint.model.to(getattr(torch, dtype)) for checkpoint in (first, *others)]
-    model = models[0] if not others else Ensemble(models)
-    chosen = None
-    if shortlist is not None:
-        chosen = Shortlist.load(shortlist, first.source_vocabulary, first.target_vocabulary)
-    return Translator(dataclasses.replace(first, model=model), int8=int8, shortlist=chosen)
-
-
-def check_precision(device: str, dtype: str, int8: bool) -> None:
-    """Refuses precisions that do not go together.
-
-    Raises:
-        UserError: names them.
-    """
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype is '{dtype}'; choose float32 or bfloat16")
-    if int8 and dtype != "float32":
-        raise UserError(f"int8 and dtype {dtype} are two precisions; leave out one")
-    if int8 and device not in ("auto", "cpu"):
-        raise UserError(f"int8 runs on the CPU alone and device is {device}; give --device cpu, or leave out int8")
-
-
-def _vocabulary(checkpoint: Checkpoint, side: str) -> Vocabulary:
-    return checkpoint.source_vocabulary if side == "source" else checkpoint.target_vocabulary
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU, or else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        cause = str(error).splitlines()[0]
-        raise UserError(f"device '{name}' cannot be used ({cause}); give auto or cpu.") from None
-    return device
 
 
 def _override(config: SearchConfig, options: dict[str, Any]) -> SearchConfig:

@@ -41,7 +41,7 @@ def main(words: list[str]) -> None:
             raise UserError(f"nmt plot {chosen.kind} takes one model, not {len(chosen.paths)}")
         if chosen.text is None:
             raise UserError(f"nmt plot {chosen.kind} needs --text, the sentence to translate")
-        from nmt.translator import load
+        from nmt.loading import load
 
         translator = load(chosen.paths[0])
         if chosen.kind == "attention":

@@ -162,8 +162,8 @@ def _with_models(chosen: Any, models: dict[str, str], groups: Iterable[list["Ent
         return groups
     import torch
 
+    from nmt.loading import load
     from nmt.rescoring import add_scores
-    from nmt.translator import load
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)

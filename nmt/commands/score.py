@@ -47,8 +47,8 @@ def main(words: list[str]) -> None:
     _check_lengths(chosen)
     import torch
 
+    from nmt.loading import load
     from nmt.scoring import Perplexity
-    from nmt.translator import load
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)

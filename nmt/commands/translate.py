@@ -156,8 +156,9 @@ def search_options(chosen: Any) -> dict[str, Any]:
     Raises:
         UserError: an impossible value.
     """
+    from nmt.loading import check_precision
     from nmt.search import SearchConfig
-    from nmt.translator import LengthLimit, check_precision
+    from nmt.translator import LengthLimit
 
     check_precision(chosen.device, chosen.dtype, chosen.int8)
     for name, least in (("batch_tokens", 1), ("threads", 0)):
@@ -179,7 +180,7 @@ def load_translator(chosen: Any) -> Any:
     """
     import torch
 
-    from nmt.translator import load
+    from nmt.loading import load
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)

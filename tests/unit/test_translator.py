@@ -10,10 +10,12 @@ import torch
 
 import nmt
 from nmt.checkpoint import NAME, save_checkpoint
+from nmt.decoding import search_ids
 from nmt.errors import UserError
 from nmt.lines import iterate_lines
+from nmt.loading import resolve_device
 from nmt.search import SearchConfig
-from nmt.translator import LengthLimit, Translator, resolve_device, search_ids
+from nmt.translator import LengthLimit, Translator
 
 LINES = ["the cat", "", "one my two", " \t ", "red", "a my the one two red blue green cat", "\u3000", "two"]
 BLANK = [place for place, line in enumerate(LINES) if not line.strip()]
