@@ -16,6 +16,7 @@ from nmt.export import export_model
 from nmt.lines import read_lines
 from nmt.models import decoding_form
 from nmt.runner import Settings
+from nmt.runner.__main__ import main as run_exported
 from nmt.runner.graphs import Encoded, Graphs
 from nmt.translator import LengthLimit, Translator
 from nmt.vocabulary import Vocabulary, VocabularyConfig
@@ -246,9 +247,9 @@ def test_the_verb_writes_what_the_runner_reads(model, tmp_path, capsys, caplog):
     assert found.settings == Settings(beam_size=2, normalization="none")
     assert found.languages == {"source": "aa", "target": "bb"}
     (tmp_path / "in").write_text("".join(line + "\n" for line in LINES))
-    assert runner.__main__.main(["out/model", "in", "-o", "a"]) == 0
+    assert run_exported(["out/model", "in", "-o", "a"]) == 0
     assert run("translate", ".", "in", "-o", "b", "--beam_size", 2, "--normalization", "none") == 0
-    assert runner.__main__.main(["out/model", "in", "-o", "c", "--beam_size", "5", "--normalization", "length"]) == 0
+    assert run_exported(["out/model", "in", "-o", "c", "--beam_size", "5", "--normalization", "length"]) == 0
     assert read_lines("a") == read_lines("b") != read_lines("c")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["model"]
     with pytest.raises(UserError, match="Unknown option 'beamsize'. Did you mean 'beam_size'"):
