@@ -32,6 +32,19 @@ def build_config(kind: type[_Config], values: Any, where: str) -> _Config:
     return kind(**values)
 
 
+def override(config: _Config, options: Mapping[str, Any], who: str) -> _Config:
+    """The dataclass with some fields changed by name.
+
+    Raises:
+        UserError: an option that is no field; `who` is said to know the others.
+    """
+    known = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            raise UserError(f"Unknown option '{name}'.{did_you_mean(name, known)} {who} knows {', '.join(known)}.")
+    return dataclasses.replace(config, **options)  # type: ignore[type-var]
+
+
 def _words(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from nmt.checkpoint import Checkpoint
 from nmt.decoding import search_ids
-from nmt.errors import UserError, did_you_mean
+from nmt.errors import UserError
 from nmt.models import decoding_form
+from nmt.options import override
 from nmt.quantization import quantize
 from nmt.search import Hypothesis, SearchConfig
 from nmt.shortlist import Shortlist
@@ -99,7 +100,7 @@ class Translator:
         Raises:
             UserError: an unknown or impossible option, or a wish that cannot be met.
         """
-        config = _override(config or SearchConfig(), options)
+        config = override(config or SearchConfig(), options, "The search")
         limit = limit or LengthLimit()
         if isinstance(lines, str):
             raise UserError("translate takes a list of lines, not one string; give [line].")
@@ -190,7 +191,7 @@ class Translator:
             sources,
             targets,
             pieces,
-            _override(config or SearchConfig(), options),
+            override(config or SearchConfig(), options, "The search"),
             limit or LengthLimit(),
             batch_tokens=batch_tokens,
             attention=attention,
@@ -254,11 +255,3 @@ class Translator:
         if any(unknown):
             text = spell_unknown(translation.pieces, unknown, source, translation.attention)
         return dataclasses.replace(translation, text=text, attention=translation.attention if attention else None)
-
-
-def _override(config: SearchConfig, options: dict[str, Any]) -> SearchConfig:
-    known = [field.name for field in dataclasses.fields(config)]
-    for name in options:
-        if name not in known:
-            raise UserError(f"Unknown option '{name}'.{did_you_mean(name, known)} The search knows {', '.join(known)}.")
-    return dataclasses.replace(config, **options)

@@ -1,6 +1,5 @@
 """An exported model as people use it: lines in, lines out."""
 
-import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from nmt.errors import UserError, did_you_mean
+from nmt.errors import UserError
+from nmt.options import override
 from nmt.runner.beam import Hypothesis, beam_search
 from nmt.runner.folder import Exported, read_folder
 from nmt.runner.graphs import Graphs
@@ -69,7 +69,7 @@ class Runner:
         Raises:
             UserError: an unknown or impossible option, or a model that gives no numbers.
         """
-        settings = _override(self.settings, options)
+        settings = override(self.settings, options, "The runner")
         if isinstance(lines, str):
             raise UserError("translate takes a list of lines, not one string; give [line].")
         sources = [
@@ -146,11 +146,3 @@ def _batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
         rows = max(1, budget // lengths[order[0]])
         yield order[:rows]
         order = order[rows:]
-
-
-def _override(settings: Settings, options: dict[str, Any]) -> Settings:
-    known = [field.name for field in dataclasses.fields(settings)]
-    for name in options:
-        if name not in known:
-            raise UserError(f"Unknown option '{name}'.{did_you_mean(name, known)} The runner knows {', '.join(known)}.")
-    return dataclasses.replace(settings, **options)
