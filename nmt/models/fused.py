@@ -19,6 +19,8 @@ from nmt.models.seq2seq import Advance, Seq2Seq
 
 # exp(2 x) of it is near the end of float32; tanh is 1 long before.
 _FAR = 43.0
+# Sentences whose attention a CPU computes at once, so that the terms of each pair stay in its cache.
+_SENTENCES = 4
 
 
 class FusedMemory(NamedTuple):
@@ -67,6 +69,7 @@ class FusedRNNsearch(Seq2Seq):
             torch.cat([key.bias, writer.bias_ih, torch.zeros_like(readout.bias)]),
         )
         self.readout = _linear(top, None)
+        self.register_buffer("one", torch.ones(()), persistent=False)
         self.requires_grad_(False).eval()
 
     def encode(self, source: Tensor, lengths: Tensor) -> FusedMemory:
@@ -123,9 +126,12 @@ class FusedRNNsearch(Seq2Seq):
     def _attend(self, query: Tensor, memory: FusedMemory) -> Tensor:
         """Weights (batch, slots, source length), float32."""
         asked = (2 * query.float().clamp(-_FAR, _FAR)).exp()
-        mixed = torch.mul(memory.powers.unsqueeze(1), asked.unsqueeze(2)).add_(1.0).reciprocal_()
-        energy = mixed @ self.energy.float()
-        return energy.add_(memory.mask.unsqueeze(1)).softmax(dim=2)
+        weight, size = self.energy.float(), len(asked) if asked.is_cuda else _SENTENCES
+        energies = [
+            torch.addcmul(self.one, powers.unsqueeze(1), part.unsqueeze(2)).reciprocal_() @ weight
+            for powers, part in zip(memory.powers.split(size), asked.split(size), strict=True)
+        ]
+        return torch.cat(energies).add_(memory.mask.unsqueeze(1)).softmax(dim=2)
 
     def project(self, features: Tensor) -> Tensor:
         return self.output(self._readout(features))

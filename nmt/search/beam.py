@@ -109,24 +109,26 @@ def expand(
         size: C.
         only_eos: (batch,), true where the sentence must end now.
     """
-    rows, slots, vocabulary = logits.shape
+    going = _log_going(beam.finished)
     with torch.no_grad():
         # EOS is set apart: a finished slot's EOS may be its best candidate with the lowest of logits.
-        tokens = largest(logits, min(size + 3, vocabulary))
-        banned = (tokens == model.eos) | (tokens == model.padding) | (tokens == model.bos)
-        tokens = torch.cat([tokens, tokens.new_full((rows, slots, 1), model.eos)], dim=2)
-        banned = torch.cat([banned, banned.new_zeros(rows, slots, 1)], dim=2)
+        slots, tokens = largest(
+            logits, beam.scores + going - normaliser, size, sorted({model.padding, model.bos, model.eos})
+        )
         if only_eos is not None:
-            banned[..., :-1] |= only_eos.view(-1, 1, 1)
-    log_probability = logits.gather(2, tokens).to(normaliser.dtype) - normaliser.unsqueeze(2)
-    going = _log_going(beam.finished).unsqueeze(2)
-    ended = _log_ended(log_probability[..., -1], beam.finished).unsqueeze(2)
-    scores = torch.cat([log_probability[..., :-1] + going, ended], dim=2)
-    scores = (scores + beam.scores.unsqueeze(2)).masked_fill(banned, -torch.inf).flatten(1)
+            tokens.masked_fill_(only_eos.unsqueeze(1), model.eos)
+        banned = (tokens == model.eos) | (tokens == model.padding) | (tokens == model.bos)
+        every = torch.arange(beam.slots, device=logits.device).expand(len(slots), -1)
+    rows = torch.arange(len(slots), device=logits.device).unsqueeze(1)
+    log_probability = logits[rows, slots, tokens].to(normaliser.dtype) - normaliser.gather(1, slots)
+    gone_on = (log_probability + going.gather(1, slots) + beam.scores.gather(1, slots)).masked_fill(banned, -torch.inf)
+    of_eos = logits[..., model.eos].to(normaliser.dtype) - normaliser
+    scores = torch.cat([gone_on, _log_ended(of_eos, beam.finished) + beam.scores], dim=1)
+    slots = torch.cat([slots, every], dim=1)
+    tokens = torch.cat([tokens, torch.full_like(every, model.eos)], dim=1)
     with torch.no_grad():
         order = scores.topk(min(size, scores.shape[1]), dim=1).indices
-    width = tokens.shape[2]
-    return Candidates(scores.gather(1, order), order // width, tokens.flatten(1).gather(1, order))
+    return Candidates(*(part.gather(1, order) for part in (scores, slots, tokens)))
 
 
 def include(

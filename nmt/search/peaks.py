@@ -1,10 +1,12 @@
 """What a search reads of the scores over a vocabulary: their largest entries, and the log of the sum of all."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 # So many entries share a maximum; the largest entries lie under the largest maxima.
-_MEMBERS = 32
+_MEMBERS = 16
 # Below this, one pass of torch.topk is as fast.
 _LEAST = 1024
 # The exponential of the lowest is a normal number, and nothing beside a sum that is not small.
@@ -13,27 +15,49 @@ _LOWEST, _SMALL = -80.0, 1e-20
 _ROWS = 32
 
 
-def largest(logits: Tensor, size: int) -> Tensor:
-    """The positions (..., size) of the largest entries of logits (..., vocabulary), best first.
+def largest(logits: Tensor, offsets: Tensor, size: int, without: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The slots and tokens, (batch, size) each, of the largest entries of logits + offsets, best first.
 
-    On a CPU the maxima of groups are read first, and then the groups with the best alone: torch.topk moves all entries
+    The maxima of groups of tokens are read first, and then the groups with the best alone: torch.topk moves all entries
     with their positions.
+
+    Args:
+        logits: (batch, slots, vocabulary).
+        offsets: (batch, slots), what is added to all entries of a slot; -inf leaves it out.
+        size: how many; as many as there are, if they are fewer.
+        without: tokens that are left out: they come last, if at all.
     """
-    vocabulary = logits.shape[-1]
+    slots, vocabulary = logits.shape[1:]
+    size = min(size, slots * vocabulary)
+    offsets = offsets.unsqueeze(2)
     groups = vocabulary // _MEMBERS
-    if logits.is_cuda or vocabulary < _LEAST or size > groups // 4:
-        return logits.topk(size, dim=-1).indices
-    rows = logits.reshape(-1, vocabulary)
-    # A group is every groups-th entry: reading down the columns is what a CPU's vectors do best.
-    maxima = rows[:, : groups * _MEMBERS].unflatten(1, (_MEMBERS, groups)).amax(1)
-    chosen = maxima.topk(size, dim=1).indices
-    members = torch.arange(0, groups * _MEMBERS, groups, device=rows.device)
-    places = (chosen.unsqueeze(2) + members).flatten(1)
-    if groups * _MEMBERS < vocabulary:
-        rest = torch.arange(groups * _MEMBERS, vocabulary, device=rows.device).expand(len(rows), -1)
-        places = torch.cat([places, rest], dim=1)
-    order = rows.gather(1, places).topk(size, dim=1).indices
-    return places.gather(1, order).view(*logits.shape[:-1], size)
+    if vocabulary < _LEAST or size > groups:
+        every = (
+            logits.index_fill(2, torch.tensor(without, dtype=torch.long, device=logits.device), -torch.inf) + offsets
+        )
+        order = every.flatten(1).topk(size, dim=1).indices
+        return order // vocabulary, order % vocabulary
+    # A group is every groups-th token: reading down the columns is what a CPU's vectors do best.
+    whole, rest = logits.split([groups * _MEMBERS, vocabulary - groups * _MEMBERS], dim=2)
+    maxima = whole.unflatten(2, (_MEMBERS, groups)).amax(2)
+    maxima[..., : rest.shape[2]] = maxima[..., : rest.shape[2]].maximum(rest)
+    steps = groups * torch.arange(_MEMBERS + 1, device=logits.device)
+    for group in {token % groups for token in without}:
+        there = [token for token in range(group, vocabulary, groups) if token not in without]
+        maxima[..., group] = logits[..., there].amax(2)
+    best = (maxima + offsets).flatten(1).topk(size, dim=1).indices
+    chosen = best // groups
+    tokens = (best % groups).unsqueeze(2) + steps
+    absent = tokens >= vocabulary
+    for token in without:
+        absent |= tokens == token
+    tokens.clamp_(max=vocabulary - 1)
+    places = (chosen * vocabulary).unsqueeze(2) + tokens
+    values = logits.flatten(1).gather(1, places.flatten(1)).view(places.shape)
+    values = (values + offsets.squeeze(2).gather(1, chosen).unsqueeze(2)).masked_fill(absent, -torch.inf)
+    order = values.flatten(1).topk(size, dim=1).indices
+    places = places.flatten(1).gather(1, order)
+    return places // vocabulary, places % vocabulary
 
 
 def log_normaliser(logits: Tensor) -> Tensor:

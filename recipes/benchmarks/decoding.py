@@ -121,8 +121,9 @@ def _joeynmt(chosen: argparse.Namespace, python: str) -> System:
         "testing": {"n_best": 1, "beam_size": chosen.beam_size, "beam_alpha": 1.0, "batch_size": 2048,
                     "batch_type": "token", "max_output_length": 60, "eval_metrics": ["bleu"],
                     "sacrebleu_cfg": {"tokenize": "13a"}},
-        "training": {"optimizer": "adam", "learning_rate": chosen.lr, "scheduling": "decaying", "patience": 100,
-                     "decrease_factor": 0.5,
+        "training": {"optimizer": "adam", "learning_rate": chosen.lr,
+                     # Epochs without decay: its default lowers the rate tenfold after each one.
+                     "scheduling": "decaying", "decaying_step_size": 10**6, "patience": 1000,
                      "clip_grad_norm": 1.0, "batch_size": chosen.batch_tokens, "batch_type": "token", "epochs": 1000,
                      "updates": chosen.updates, "validation_freq": max(1, chosen.updates // 10) * 10,
                      "logging_freq": max(1, chosen.updates // 10),

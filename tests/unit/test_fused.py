@@ -88,18 +88,25 @@ def test_training_on_leaves_the_form_as_it_was(tiny_model):
     assert all(torch.equal(weight, before[name]) for name, weight in fused.state_dict().items())
 
 
-@pytest.mark.parametrize("vocabulary", [5, 100, 2047, 2048, 8000, 8011, 33_001])
-@pytest.mark.parametrize("size", [1, 8, 13])
-def test_largest_entries(vocabulary, size):
+@pytest.mark.parametrize("vocabulary", [5, 100, 1023, 1024, 8000, 8011, 33_001])
+@pytest.mark.parametrize("size", [1, 5, 13, 70])
+@pytest.mark.parametrize("without", [[0, 2, 3], [2, 4], []])
+def test_largest_entries(vocabulary, size, without):
     torch.manual_seed(vocabulary)
-    logits = torch.randn(7, 3, vocabulary)
+    logits, offsets = torch.randn(7, 3, vocabulary), torch.randn(7, 3)
     logits[0, 0, -1] = 50.0
     logits[1, 1, torch.randperm(vocabulary)[: vocabulary // 2]] = -torch.inf
-    size = min(size, vocabulary)
-    found = largest(logits, size)
-    assert found.shape == (7, 3, size)
-    torch.testing.assert_close(logits.gather(2, found), logits.topk(size, dim=2).values, rtol=0, atol=0)
-    assert all(len(set(row)) == size for row in found.flatten(0, 1).tolist())
+    logits[2, :, without] = 60.0
+    offsets[3, 1] = offsets[4, :2] = -torch.inf
+    every = (logits + offsets.unsqueeze(2)).index_fill(2, torch.tensor(without, dtype=torch.long), -torch.inf)
+    expected = every.flatten(1).topk(min(size, 3 * vocabulary), dim=1).values
+    slots, tokens = largest(logits, offsets, size, without)
+    assert slots.shape == tokens.shape == expected.shape
+    values = every[torch.arange(7).unsqueeze(1), slots, tokens]
+    torch.testing.assert_close(values, expected, rtol=0, atol=0)
+    for row, there in enumerate(values > -torch.inf):
+        found = list(zip(slots[row, there].tolist(), tokens[row, there].tolist(), strict=True))
+        assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.0, -95.0), (1.0, 87.0), (1000.0, 0.0)])

@@ -127,6 +127,10 @@ def test_a_silent_server_is_given_up(cache, monkeypatch):
         silent.listen()
         for variable in ("https_proxy", "HTTPS_PROXY"):
             monkeypatch.setenv(variable, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for variable in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(variable, raising=False)
+        # urllib reads the variables once a process: whatever downloaded before this test has settled the proxy.
+        monkeypatch.setattr("urllib.request._opener", None)
         began = time.monotonic()
         with pytest.raises(UserError, match="wmt14 en-fr cannot be had .*timed out"):
             published_test_set("wmt14", "en-fr")
