@@ -31,7 +31,7 @@ def load(
         device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1".
         ensemble: further models of the same vocabularies; at every step the mean of all models' probabilities counts.
         dtype: of the weights; scores stay float32.
-        int8: linear and recurrent layers multiply in 8 bits, on the CPU alone; see `nmt.quantization`.
+        int8: linear and recurrent layers multiply in 8 bits, on the CPU alone; see `nmt.models.int8`.
         shortlist: file of `nmt shortlist`, made for these vocabularies; see `Translator`.
 
     Raises:

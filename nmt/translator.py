@@ -10,9 +10,8 @@ from typing import Any, Literal
 from nmt.checkpoint import Checkpoint
 from nmt.decoding import search_ids
 from nmt.errors import UserError
-from nmt.models import decoding_form
+from nmt.models import decoding_form, quantize
 from nmt.options import override
-from nmt.quantization import quantize
 from nmt.search import Hypothesis, SearchConfig
 from nmt.shortlist import Shortlist
 from nmt.translation import NOTHING, Translation

@@ -141,8 +141,7 @@ def add_search_flags(parser: Any) -> None:
     parser.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda")
     parser.add_argument("--threads", type=int, default=0, help="threads on the CPU; 0: torch's own choice")
     parser.add_argument("--dtype", default="float32", help="of the weights: float32 or bfloat16; scores stay float32")
-    parser.add_argument("--int8", action="store_true", help="on the CPU: multiply in 8 bits. What a line becomes may "
-                        "depend a little on those beside it")  # fmt: skip
+    parser.add_argument("--int8", action="store_true", help="on the CPU: multiply in 8 bits")
     parser.add_argument("--shortlist", default=None, help="file of nmt shortlist: the output layer is computed for the "
                         "pieces alone that a line can ask for; scores are normalised over them")  # fmt: skip
     parser.add_argument("--batch_tokens", type=int, default=2048, help="most source tokens of a batch")

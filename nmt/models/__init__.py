@@ -2,6 +2,7 @@
 
 from nmt.models.ensemble import Ensemble
 from nmt.models.fused import FusedRNNsearch
+from nmt.models.int8 import quantize
 from nmt.models.narrowed import Narrowed
 from nmt.models.rnnsearch import RNNsearch, RNNsearchConfig
 from nmt.models.seq2seq import Advance, Seq2Seq
@@ -15,6 +16,7 @@ __all__ = [
     "RNNsearchConfig",
     "Seq2Seq",
     "decoding_form",
+    "quantize",
 ]
 
 

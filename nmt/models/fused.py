@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from nmt.models.int8 import take_outputs
+from nmt.models.recurrence import run_cell
 from nmt.models.rnnsearch import RNNsearch
 from nmt.models.seq2seq import Advance, Seq2Seq
 
@@ -37,6 +39,8 @@ class FusedMemory(NamedTuple):
 class FusedRNNsearch(Seq2Seq):
     """A copy of an RNNsearch for decoding. Its features are what the readout's maximum or tanh takes."""
 
+    one: Tensor
+
     def __init__(self, model: RNNsearch) -> None:
         """Copies the weights; the model is left as it is."""
         super().__init__(model.padding, model.bos, model.eos)
@@ -46,8 +50,8 @@ class FusedRNNsearch(Seq2Seq):
         assert isinstance(reader, (nn.GRUCell, nn.LSTMCell)) and isinstance(writer, (nn.GRUCell, nn.LSTMCell))
         top, previous, context = readout.weight.split([hidden, embedding, 2 * hidden], dim=1)
         self.gates = len(reader.weight_ih)
-        shared = (model.source_embedding, model.encoder, model.initial, model.upper, model.output)
-        self.source_embedding, self.encoder, self.initial, self.upper, self.output = copy.deepcopy(shared)
+        shared = (model.source_embedding, model.encoder, model.initial, model.output)
+        self.source_embedding, self.encoder, self.initial, self.output = copy.deepcopy(shared)
         self.energy = nn.Parameter(-2 * model.attention.energy.weight[0].detach(), requires_grad=False)
         self.table = nn.Parameter(
             nn.functional.linear(
@@ -69,8 +73,18 @@ class FusedRNNsearch(Seq2Seq):
             torch.cat([key.bias, writer.bias_ih, torch.zeros_like(readout.bias)]),
         )
         self.readout = _linear(top, None)
+        upper: Any = model.upper
+        self.upper_inputs = nn.ModuleList(_linear(cell.weight_ih, cell.bias_ih) for cell in upper)
+        self.upper_states = nn.ModuleList(_linear(cell.weight_hh, cell.bias_hh) for cell in upper)
         self.register_buffer("one", torch.ones(()), persistent=False)
         self.requires_grad_(False).eval()
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """What the inputs of some layers cannot exceed: states lie between -1 and 1."""
+        states = ("initial", "reader", "middle", "look", "upper_inputs", "upper_states")
+        top = {"readout": float(self.config.decoder_layers)}
+        return {**dict.fromkeys(states, 1.0), **top, **({"output": 1.0} if self.config.readout == "tanh" else {})}
 
     def encode(self, source: Tensor, lengths: Tensor) -> FusedMemory:
         packed = pack_padded_sequence(
@@ -107,18 +121,15 @@ class FusedRNNsearch(Seq2Seq):
     def advance(self, embedding: Tensor, state: tuple[tuple[Tensor, ...], ...], memory: FusedMemory) -> Advance:
         hidden, gates = self.config.hidden, self.gates
         token_gates, token_readout = embedding.split([gates, embedding.shape[2] - gates], dim=2)
-        first = _cell(token_gates, self.reader(state[0][0]), state[0])
+        first = run_cell(token_gates, self.reader(state[0][0]), state[0])
         query, own_gates = self.middle(first[0]).split([hidden, gates], dim=2)
         attention = self._attend(query, memory)
         found = torch.bmm(attention.to(memory.values.dtype), memory.values)
         found_gates, found_readout = found.split([gates, found.shape[2] - gates], dim=2)
-        layers = [_cell(found_gates, own_gates, first)]
+        layers = [run_cell(found_gates, own_gates, first)]
         top = layers[0][0]
-        for cell, before in zip(self.upper, state[1:], strict=True):
-            flat = tuple(part.flatten(0, 1) for part in before)
-            new = cell(layers[-1][0].flatten(0, 1), flat[0] if len(flat) == 1 else flat)
-            parts = new if isinstance(new, tuple) else (new,)
-            layers.append(tuple(part.view(*top.shape[:2], -1) for part in parts))
+        for inputs, recurrent, before in zip(self.upper_inputs, self.upper_states, state[1:], strict=True):
+            layers.append(run_cell(inputs(layers[-1][0]), recurrent(before[0]), before))
             top = top + layers[-1][0]
         features = self.readout(top) + token_readout + found_readout
         return Advance(features, tuple(layers), attention)
@@ -137,11 +148,8 @@ class FusedRNNsearch(Seq2Seq):
         return self.output(self._readout(features))
 
     def narrow(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
-        layer: Any = self.output
-        # A quantised layer has methods for them.
-        whole = (layer.weight().dequantize(), layer.bias()) if callable(layer.weight) else (layer.weight, layer.bias)
-        weight, bias = (part.index_select(0, candidates) for part in whole)
-        return lambda features: nn.functional.linear(self._readout(features), weight, bias)
+        layer = take_outputs(self.output, candidates)
+        return lambda features: layer(self._readout(features))
 
     def _readout(self, features: Tensor) -> Tensor:
         if self.config.readout == "maxout":
@@ -155,16 +163,3 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return layer
-
-
-def _cell(inputs: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """One recurrent cell of which both products are there; as torch.nn.GRUCell and LSTMCell define them."""
-    inputs, recurrent = inputs.to(state[0].dtype), recurrent.to(state[0].dtype)  # autocast may have changed one
-    if len(state) == 1:
-        hidden = state[0].shape[2]
-        reset, keep = torch.sigmoid(inputs[..., : 2 * hidden] + recurrent[..., : 2 * hidden]).chunk(2, dim=2)
-        new = torch.tanh(torch.addcmul(inputs[..., 2 * hidden :], reset, recurrent[..., 2 * hidden :]))
-        return (torch.lerp(new, state[0], keep),)
-    entering, forget, proposal, leaving = (inputs + recurrent).chunk(4, dim=2)
-    cell = torch.sigmoid(forget) * state[1] + torch.sigmoid(entering) * torch.tanh(proposal)
-    return torch.sigmoid(leaving) * torch.tanh(cell), cell

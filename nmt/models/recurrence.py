@@ -1,8 +1,9 @@
-"""A bidirectional GRU over packed sequences whose backward pass costs what it must.
+"""Recurrent layers spelled out: a cell, and a bidirectional GRU over packed sequences.
 
-torch's own takes the inputs of step t as a slice of all of them; the gradient of a slice is a tensor of zeros as large
-as the whole, so that the backward pass is quadratic in the length. (cuDNN has no such trouble.) Here the inputs are
-split once, and the gradient of a split is one concatenation. The values are torch's, bit for bit.
+The backward pass of torch's own GRU costs more than it must: it takes the inputs of step t as a slice of all of them;
+the gradient of a slice is a tensor of zeros as large as the whole, so that it is quadratic in the length. (cuDNN has no
+such trouble.) Here the inputs are split once, and the gradient of a split is one concatenation. The values are torch's,
+bit for bit.
 """
 
 import torch
@@ -58,3 +59,24 @@ def _run_direction(gru: nn.GRU, suffix: str, values: Tensor, sizes: list[int], s
         state = proposal + keep * (state - proposal)
         outputs[step] = state
     return torch.cat(outputs), state
+
+
+def run_cell(inputs: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One recurrent cell of which both products are there; as torch.nn.GRUCell and LSTMCell define them.
+
+    Args:
+        inputs, recurrent: (..., gates * hidden), what the input and the state give, biases added.
+        state: (hidden state,) of a GRU, or (hidden state, cell) of an LSTM, (..., hidden) each.
+
+    Returns:
+        the new state.
+    """
+    inputs, recurrent = inputs.to(state[0].dtype), recurrent.to(state[0].dtype)  # autocast may have changed one
+    if len(state) == 1:
+        hidden = state[0].shape[-1]
+        reset, keep = torch.sigmoid(inputs[..., : 2 * hidden] + recurrent[..., : 2 * hidden]).chunk(2, dim=-1)
+        new = torch.tanh(torch.addcmul(inputs[..., 2 * hidden :], reset, recurrent[..., 2 * hidden :]))
+        return (torch.lerp(new, state[0], keep),)
+    entering, forget, proposal, leaving = (inputs + recurrent).chunk(4, dim=-1)
+    cell = torch.sigmoid(forget) * state[1] + torch.sigmoid(entering) * torch.tanh(proposal)
+    return torch.sigmoid(leaving) * torch.tanh(cell), cell
