@@ -1,5 +1,6 @@
 """What all tests share: one torch thread, the measuring corpora, and a tiny seeded model."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from tests import CORPORA
 from tests.trained import real_translator, reverse_runs  # noqa: F401
 
 torch.set_num_threads(1)
+# A shell that runs the tests in the background has them ignore interruptions, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

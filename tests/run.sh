@@ -11,4 +11,5 @@ export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+# A file stays in one process, which makes what its tests share once.
+.venv/bin/python -m pytest -n auto --dist loadfile "$@"

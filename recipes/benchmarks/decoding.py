@@ -5,6 +5,8 @@ sentences each: bidirectional GRU encoder, additive attention, GRU decoder, the 
 test set by its own command line, one thread, in turns. A time is the CPU time of the process less that of translating
 one line (start-up: imports, loading), the median over rounds; memory is the peak resident size of the process.
 
+The floor is what the matrix products alone take (a profile of translating the test set, in this process).
+
 The peers live in an environment of their own: python -m venv PEERS && PEERS/bin/pip install 'torch>=2.6,<2.14' joeynmt
 importlib_metadata OpenNMT-py. Stages that are done are not done again; runs that broke off are begun anew.
 """
@@ -20,9 +22,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import yaml
 from machine import describe
 
+import nmt
 from nmt.corpus import load_card
 from nmt.evaluation import bleu
 from nmt.lines import read_lines, write_lines
@@ -31,6 +35,9 @@ from nmt.vocabulary import Vocabulary, VocabularyConfig
 TOKENS = 32
 """Source and target pieces of a pair of Multi30k, on average; nmt counts tokens and the peers sentences."""
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")
+
+
+PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::addmv_", "onednn::qlinear_pointwise")
 
 
 class System(NamedTuple):
@@ -125,8 +132,8 @@ def _joeynmt(chosen: argparse.Namespace, python: str) -> System:
                     "batch_type": "token", "max_output_length": 60, "eval_metrics": ["bleu"],
                     "sacrebleu_cfg": {"tokenize": "13a"}},
         "training": {"optimizer": "adam", "learning_rate": chosen.lr,
-                     # Epochs without decay: its default lowers the rate tenfold after each one.
-                     "scheduling": "decaying", "decaying_step_size": 10**6, "patience": 1000,
+                     # A constant rate: without a scheduler it takes one that lowers the rate tenfold every epoch.
+                     "scheduling": "exponential", "decrease_factor": 1.0, "patience": 1000,
                      "clip_grad_norm": 1.0, "batch_size": chosen.sentences, "batch_type": "sentence", "epochs": 1000,
                      "updates": chosen.updates, "validation_freq": max(1, chosen.updates // 10) * 10,
                      "logging_freq": max(1, chosen.updates // 10),
@@ -208,6 +215,17 @@ def call(words: Sequence[str], log: Path) -> Usage:
     return Usage(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
+def share_of_products(run: Path, lines: Sequence[str], beam_size: int, int8: bool) -> float:
+    """Which share of the CPU time of a translation goes into matrix products: the floor, beside the whole."""
+    torch.set_num_threads(1)
+    translator = nmt.load(run, "cpu", int8=int8)
+    translator.translate(lines[:20], beam_size=beam_size)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        translator.translate(lines, beam_size=beam_size)
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    return sum(times.get(name, 0.0) for name in PRODUCTS) / sum(times.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="everything lands here")
@@ -252,6 +270,10 @@ def main() -> None:
         ]
         call([str(word) for word in words], folder / "nmt.log")
     report(known, folder, chosen.rounds)
+    for int8 in (False, True):
+        if "nmt" in known:
+            share = share_of_products(folder / "nmt", read_lines(folder / "test.source.raw"), chosen.beam_size, int8)
+            print(f"of nmt{' --int8' if int8 else ''}, matrix products take {share:.0%}")
 
 
 def report(known: dict[str, System], folder: Path, rounds: int) -> None:
