@@ -15,7 +15,7 @@ from nmt.lines import atomic_path, iterate_lines, read_lines, write_lines
 
 if TYPE_CHECKING:
     from nmt.nbest import Entry, Survey
-    from nmt.rescoring import Ranking
+    from nmt.nbest.rescoring import Ranking
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def main(words: list[str]) -> None:
     _check_words(chosen)
     # Whatever is wrong with the files is told before a model is loaded.
     from nmt.nbest import read_nbest, survey
-    from nmt.rescoring import all_names, default_weights, model_names, read_weights, start_weights, with_base
+    from nmt.nbest.rescoring import all_names, default_weights, model_names, read_weights, start_weights, with_base
 
     found = survey(chosen.nbest)
     sources = _count(chosen.source, found) if chosen.source else found.sentences
@@ -49,7 +49,7 @@ def main(words: list[str]) -> None:
         assert weights is not None
         _tune(chosen, groups, references, names, weights, models)
         return
-    from nmt.rescoring import Ranking
+    from nmt.nbest.rescoring import Ranking
 
     ranking = Ranking(weights, chosen.mbr, chosen.mbr_scale)
     told = "all hypotheses alike" if weights is None else " + ".join(f"{v:g} {name}" for name, v in weights.items())
@@ -116,7 +116,7 @@ def _check_words(chosen: Any) -> None:
     elif chosen.reference is not None:
         raise UserError("--reference is for --tune; nmt evaluate scores the output")
     if chosen.mbr is not None:
-        from nmt.ngrams import check_utility
+        from nmt.nbest.ngrams import check_utility
 
         check_utility(chosen.mbr)
     elif chosen.samples:
@@ -163,7 +163,7 @@ def _with_models(chosen: Any, models: dict[str, str], groups: Iterable[list["Ent
     import torch
 
     from nmt.loading import load
-    from nmt.rescoring import add_scores
+    from nmt.nbest.rescoring import add_scores
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -181,7 +181,7 @@ def _tune(
     start: dict[str, float],
     models: dict[str, str],
 ) -> None:
-    from nmt.rescoring import tune_weights, write_weights
+    from nmt.nbest.rescoring import tune_weights, write_weights
 
     weights, tuned = tune_weights(groups, references, names, start, tokenize=chosen.tokenize,
                                   restarts=chosen.restarts, seed=chosen.seed)  # fmt: skip

@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 def main(words: list[str]) -> None:
     chosen = parse(_parser(), words)
-    from nmt.blocks import SourceText
-    from nmt.job import Job
-    from nmt.output import make_part, open_output
+    from nmt.files.blocks import SourceText
+    from nmt.files.job import Job
+    from nmt.files.output import make_part, open_output
     from nmt.progress import show_progress
 
     # Whatever is wrong with the words or the files is told before a model is loaded, and before a file is made.
@@ -46,7 +46,7 @@ def main(words: list[str]) -> None:
     with ExitStack() as stack:
         results: Iterator[Any]
         if chosen.processes > 1:
-            from nmt.workers import Workers
+            from nmt.files.workers import Workers
 
             logger.info("%s, %d processes", _summary(chosen), chosen.processes)
             results = stack.enter_context(Workers(job, chosen.processes)).results(blocks)
@@ -96,7 +96,7 @@ def _parser() -> Any:
 
 
 def _format(chosen: Any) -> Any:
-    from nmt.formats import Format
+    from nmt.files.formats import Format
 
     form = Format(chosen.format, chosen.alignment, chosen.attention)
     form.check(chosen.n_best)

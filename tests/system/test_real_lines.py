@@ -6,9 +6,9 @@ import random
 import pytest
 import torch
 
-from nmt.blocks import SourceText
-from nmt.formats import Format
-from nmt.job import Job
+from nmt.files.blocks import SourceText
+from nmt.files.formats import Format
+from nmt.files.job import Job
 from nmt.translator import Translator
 
 pytestmark = pytest.mark.system

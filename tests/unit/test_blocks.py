@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from nmt.blocks import Blocks, SourceText
 from nmt.errors import UserError
+from nmt.files.blocks import Blocks, SourceText
+from nmt.files.pipe import Pipe
 from nmt.lines import iterate_lines
-from nmt.pipe import Pipe
 from nmt.wishes import Wish
 
 

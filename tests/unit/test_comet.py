@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from nmt.comet import CometConfig, comet_scores
 from nmt.errors import UserError
 from nmt.evaluation import evaluate, evaluate_all
+from nmt.evaluation.comet import CometConfig, comet_scores
 
 STAND_IN = """#!{python}
 import argparse, json, sys

@@ -10,9 +10,9 @@ import pytest
 
 from nmt import cli
 from nmt.evaluation import evaluate
+from nmt.evaluation.report import mean_and_deviation
+from nmt.evaluation.significance import compare
 from nmt.lines import read_lines
-from nmt.score_report import mean_and_deviation
-from nmt.significance import compare
 from tests import ROOT
 
 REFERENCE = ["The cat sat on the mat.", "There is a house in the garden.", "It rains, and we stay at home."]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nmt.errors import UserError
-from nmt.formats import FORMATS, Format, pharaoh
+from nmt.files.formats import FORMATS, Format, pharaoh
 from nmt.translation import NOTHING, Translation
 
 ATTENTION = torch.tensor([[0.1, 0.8, 0.1], [0.7, 0.2, 0.1], [0.2, 0.2, 0.6]])

@@ -9,8 +9,8 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from nmt.errors import UserError
-from nmt.mbr import choose, choose_translation, expected_utilities, posterior
-from nmt.ngrams import bleu_of, bleu_statistics, pairwise_utility
+from nmt.nbest.mbr import choose, choose_translation, expected_utilities, posterior
+from nmt.nbest.ngrams import bleu_of, bleu_statistics, pairwise_utility
 from nmt.translation import Translation
 from nmt.translator import Translator
 

@@ -7,8 +7,8 @@ import pytest
 from sacrebleu.metrics.bleu import BLEU
 
 from nmt.errors import UserError
-from nmt.mert import Lists, best_of, bleu_at, envelopes, line_search, tune
-from nmt.ngrams import bleu_of, bleu_statistics
+from nmt.nbest.mert import Lists, best_of, bleu_at, envelopes, line_search, tune
+from nmt.nbest.ngrams import bleu_of, bleu_statistics
 from tests.unit.test_mbr import sentences
 
 

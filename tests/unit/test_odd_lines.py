@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nmt.blocks import SourceText
 from nmt.checkpoint import Checkpoint
 from nmt.errors import UserError
-from nmt.formats import Format
-from nmt.job import Job
+from nmt.files.blocks import SourceText
+from nmt.files.formats import Format
+from nmt.files.job import Job
 from nmt.lines import count_lines, iterate_lines
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.search import SearchConfig
@@ -163,7 +163,8 @@ def test_a_byte_that_is_no_text_names_its_line(lines, tmp_path, place):
 
 STUB = """
 import resource, sys
-from nmt import cli, output
+from nmt import cli
+from nmt.files import output
 from nmt.commands import translate
 from nmt.translation import Translation
 

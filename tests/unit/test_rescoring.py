@@ -10,9 +10,9 @@ from sacrebleu.metrics.bleu import BLEU
 
 from nmt.checkpoint import NAME, save_checkpoint
 from nmt.lines import read_lines
-from nmt.mbr import choose, posterior
 from nmt.nbest import Entry, read_nbest, survey
-from nmt.rescoring import Ranking, add_scores, all_names, model_names, with_base
+from nmt.nbest.mbr import choose, posterior
+from nmt.nbest.rescoring import Ranking, add_scores, all_names, model_names, with_base
 from nmt.translator import Translator
 from tests.unit.test_cli import refused, run  # noqa: F401
 from tests.unit.test_mbr import sentences
@@ -93,7 +93,7 @@ def test_models_add_their_features(folder, models, caplog):
 def test_small_blocks_change_nothing(folder, monkeypatch):
     command = ["rescore", "list", "--model", "one", "--source", "source", "--device", "cpu", "-o", "-"]
     for size, name in ((2048, "whole"), (1, "split")):
-        monkeypatch.setattr("nmt.rescoring._BLOCK", size)
+        monkeypatch.setattr("nmt.nbest.rescoring._BLOCK", size)
         assert run(*command[:-1], name, "--n_best_out", f"{name}.list") == 0
     whole, split = (list(read_nbest(f"{name}.list")) for name in ("whole", "split"))
     for one, other in zip(whole, split, strict=True):
@@ -102,7 +102,7 @@ def test_small_blocks_change_nothing(folder, monkeypatch):
 
 
 def test_lists_without_end_are_scored_in_blocks(models, monkeypatch):
-    monkeypatch.setattr("nmt.rescoring._BLOCK", 4)
+    monkeypatch.setattr("nmt.nbest.rescoring._BLOCK", 4)
     groups = ([Entry(number, text) for text in LISTS[number % 4]] for number in itertools.count())
     translators = {"nmt1": Translator(models[0])}
     found = list(itertools.islice(add_scores(groups, itertools.cycle(SOURCES), translators), 6))

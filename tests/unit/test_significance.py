@@ -9,8 +9,8 @@ import pytest
 
 from nmt.errors import UserError
 from nmt.evaluation import evaluate
+from nmt.evaluation.significance import compare
 from nmt.lines import read_lines, write_lines
-from nmt.significance import compare
 
 SYSTEMS = ("Watermelon", "UF", "Borderline")
 LINES = 200

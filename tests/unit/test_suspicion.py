@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from nmt.evaluation.suspicion import suspicions
 from nmt.lines import read_lines
-from nmt.suspicion import suspicions
 
 
 def tokenised(line: str) -> str:

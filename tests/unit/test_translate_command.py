@@ -15,12 +15,12 @@ import torch
 
 import nmt
 from nmt import cli
-from nmt.blocks import SourceText
 from nmt.checkpoint import save_checkpoint
-from nmt.job import Job
+from nmt.files.blocks import SourceText
+from nmt.files.job import Job
+from nmt.files.workers import Workers
 from nmt.lines import read_lines
 from nmt.wishes import Wish
-from nmt.workers import Workers
 from tests import ROOT
 
 LINES = [

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nmt.blocks import Block, Blocks, SourceText
 from nmt.checkpoint import find_model
-from nmt.formats import Format
+from nmt.files.blocks import Block, Blocks, SourceText
+from nmt.files.formats import Format
 from nmt.loading import load
 from nmt.translator import Translator
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nmt.errors import UserError, did_you_mean
-from nmt.evaluation import check_lengths, check_metrics, make_metrics
+from nmt.evaluation.metrics import check_lengths, check_metrics, make_metrics
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric

@@ -12,9 +12,9 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from types import TracebackType
 
-from nmt.blocks import Block, Blocks
 from nmt.errors import UserError
-from nmt.job import Job
+from nmt.files.blocks import Block, Blocks
+from nmt.files.job import Job
 from nmt.translator import Translator
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nmt.errors import UserError
-from nmt.ngrams import Floats, pairwise_utility
+from nmt.nbest.ngrams import Floats, pairwise_utility
 
 if TYPE_CHECKING:
     from nmt.translation import Translation

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nmt.comet import CometConfig, comet_scores
 from nmt.errors import UserError, did_you_mean
+from nmt.evaluation.comet import CometConfig, comet_scores
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric

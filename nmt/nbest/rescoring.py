@@ -16,10 +16,10 @@ import numpy as np
 
 from nmt.errors import UserError, hint
 from nmt.lines import atomic_path
-from nmt.mbr import expected_utilities, posterior
-from nmt.mert import Lists, Tuned, tune
-from nmt.nbest import Entry, Survey
-from nmt.ngrams import Floats, bleu_statistics
+from nmt.nbest.lists import Entry, Survey
+from nmt.nbest.mbr import expected_utilities, posterior
+from nmt.nbest.mert import Lists, Tuned, tune
+from nmt.nbest.ngrams import Floats, bleu_statistics
 
 if TYPE_CHECKING:
     from nmt.translator import Translator
@@ -173,7 +173,7 @@ class Ranking:
         weights: of features; those that are not named weigh 0. None: all hypotheses are the same, which is for samples
             and minimum Bayes risk.
         mbr: None, or the utility of minimum Bayes risk: "chrf" or "bleu".
-        scale: of the combined score in the distribution over which the risk is expected; see `nmt.mbr.posterior`.
+        scale: of the combined score in the distribution over which the risk is expected; see `nmt.nbest.mbr.posterior`.
     """
 
     weights: Mapping[str, float] | None
@@ -214,7 +214,7 @@ def tune_weights(
     restarts: int = 20,
     seed: int = 1,
 ) -> tuple[dict[str, float], Tuned]:
-    """Weights that make the best corpus BLEU on a dev set; see `nmt.mert.tune`.
+    """Weights that make the best corpus BLEU on a dev set; see `nmt.nbest.mert.tune`.
 
     Args:
         groups: the entries of each sentence, all their features with them. A sentence without any counts as an empty

@@ -25,7 +25,7 @@ class Done:
     Attributes:
         lines: of the source that are translated.
         size: bytes of the part that hold them.
-        digest: of what was read for them; see `nmt.blocks.Block`.
+        digest: of what was read for them; see `nmt.files.blocks.Block`.
     """
 
     lines: int = 0

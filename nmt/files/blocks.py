@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nmt.errors import UserError
+from nmt.files.pipe import Pipe, open_pipe
 from nmt.lines import count_lines, iterate_lines, told
-from nmt.pipe import Pipe, open_pipe
 from nmt.wishes import Wish
 
 _WISHES = ("prefix", "include", "exclude")

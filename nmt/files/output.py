@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from nmt.errors import UserError
+from nmt.files.part import Done, Part
 from nmt.lines import atomic_path
-from nmt.part import Done, Part
 
 
 class Output(Protocol):
@@ -23,7 +23,7 @@ class Output(Protocol):
     done: Done
 
     def write(self, content: bytes, lines: int, digest: str) -> None:
-        """Adds what belongs to the source up to line `lines`; see `nmt.part.Part.write`."""
+        """Adds what belongs to the source up to line `lines`; see `nmt.files.part.Part.write`."""
 
 
 class Stream:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmt.errors import UserError
-from nmt.ngrams import Floats, bleu_of
+from nmt.nbest.ngrams import Floats, bleu_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Lists:
 
     Attributes:
         features: (sentences, hypotheses, features).
-        statistics: (sentences, hypotheses, 10), see `nmt.ngrams.bleu_statistics`.
+        statistics: (sentences, hypotheses, 10), see `nmt.nbest.ngrams.bleu_statistics`.
         there: (sentences, hypotheses), false where a list is shorter.
     """
 

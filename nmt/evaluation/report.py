@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nmt.evaluation import Score
+from nmt.evaluation.metrics import Score
+from nmt.evaluation.significance import Comparison
 from nmt.lines import write_lines
-from nmt.significance import Comparison
 
 if TYPE_CHECKING:
     from rich.table import Table
