@@ -128,8 +128,8 @@ def read_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
     """
     if config.corpus:
         card = load_card(config.corpus, config.corpus_dir)
-        direction = {"source_language": config.source_language, "target_language": config.target_language}
-        train, dev = card.read("train", **direction), card.read("dev", **direction)
+        direction = config.source_language, config.target_language
+        train, dev = card.read("train", *direction), card.read("dev", *direction)
     elif config.train_source and config.train_target and config.dev_source and config.dev_target:
         train = pairs_from_files(config.train_source, config.train_target)
         dev = pairs_from_files(config.dev_source, config.dev_target)

@@ -1,84 +1,16 @@
 """The corpus card: one YAML file that says what a corpus is, where it comes from and how to read it."""
 
 import hashlib
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nmt.corpus.filter import Filter
+from nmt.corpus.pairs import Pairs
 from nmt.errors import UserError, did_you_mean
-from nmt.lines import read_parallel
 from nmt.options import build_config
 from nmt.reader import check_spec, files_of, read_spec
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Two lists of lines; line i of `target` translates line i of `source`.
-
-    Attributes:
-        source: lines of the source language.
-        target: lines of the target language, as many.
-        name: where they come from, for messages and reports ("multi30k_en-de/train").
-        source_language: code of the source language, "" when unknown.
-        target_language: code of the target language, "" when unknown.
-        dropped: number of pairs that the card's filter left out, by reason.
-    """
-
-    source: list[str]
-    target: list[str]
-    name: str
-    source_language: str = ""
-    target_language: str = ""
-    dropped: Mapping[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if len(self.source) != len(self.target):
-            raise UserError(f"{self.name}: {len(self.source):,} source lines, {len(self.target):,} target lines.")
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return zip(self.source, self.target, strict=True)
-
-    def checksum(self) -> str:
-        """The sha256 (hexadecimal) of all lines; names and languages do not count."""
-        digest = hashlib.sha256()
-        for lines in (self.source, self.target):
-            digest.update(f"{len(lines)}\n".encode())
-            for line in lines:
-                digest.update(line.encode() + b"\n")
-        return digest.hexdigest()
-
-
-@dataclass
-class Filter:
-    """Which pairs of the split `train` are used; words are separated by white space, None is no limit.
-
-    Attributes:
-        min_words: fewest words on either side.
-        max_words: most words on either side.
-        max_ratio: most words of one side for a word of the other.
-    """
-
-    min_words: int = 1
-    max_words: int | None = None
-    max_ratio: float | None = None
-
-    def objection(self, source: str, target: str) -> str | None:
-        """Why a pair is left out, or None."""
-        shorter, longer = sorted((len(source.split()), len(target.split())))
-        if shorter < self.min_words:
-            return "too short" if shorter else "empty"
-        if self.max_words is not None and longer > self.max_words:
-            return "too long"
-        if self.max_ratio is not None and longer > self.max_ratio * max(shorter, 1):
-            return "ratio"
-        return None
 
 
 @dataclass
@@ -118,13 +50,21 @@ class Card:
                 raise UserError(f"Card {self.name}: unknown split {split!r}; use train, dev, test or test_*.{hint}")
             check_spec(spec, f"Card {self.name}, split {split}")
 
-    def read(self, split: str, source_language: str | None = None, target_language: str | None = None) -> Pairs:
+    def read(
+        self,
+        split: str,
+        source_language: str | None = None,
+        target_language: str | None = None,
+        *,
+        filtered: bool = True,
+    ) -> Pairs:
         """Reads a split, in the card's direction or the other one.
 
         Args:
             split: a name in `splits`.
             source_language: one of the card's two languages, the card's source by default.
             target_language: the other one.
+            filtered: whether the card's filter is applied to `train`.
 
         Raises:
             UserError: no such split or language; the split was not fetched; a file is damaged or has the
@@ -140,12 +80,11 @@ class Card:
         self._check_files(spec, name)
         first, second = self.languages["source"], self.languages["target"]
         source, target = read_spec(spec, self.directory, (first, second), name)
-        dropped: dict[str, int] = {}
-        if split == "train":
-            source, target, dropped = self._filtered(source, target)
-        if swapped:
-            return Pairs(target, source, name, second, first, dropped)
-        return Pairs(source, target, name, first, second, dropped)
+        pairs = Pairs(source, target, name, first, second)
+        if split == "train" and filtered:
+            others = [other for other in self.splits if other != "train"] if self.filter.overlap else []
+            pairs = self.filter.apply(pairs, [self.read(other) for other in others])
+        return pairs.swapped() if swapped else pairs
 
     def _is_swapped(self, source_language: str | None, target_language: str | None) -> bool:
         first, second = self.languages["source"], self.languages["target"]
@@ -170,16 +109,6 @@ class Card:
                     f"{path} has sha256 {found}, the card says {wanted}: another file than the one meant. "
                     f"Get it again (nmt corpus get {self.name} --force) or correct `checksums` in the card."
                 )
-
-    def _filtered(self, source: list[str], target: list[str]) -> tuple[list[str], list[str], dict[str, int]]:
-        reasons = [self.filter.objection(*pair) for pair in zip(source, target, strict=True)]
-        dropped = {reason: reasons.count(reason) for reason in sorted({r for r in reasons if r is not None})}
-        if dropped:
-            logger.info("%s/train: left out %s by the card's filter", self.name,
-                        ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()))  # fmt: skip
-            source = [line for line, reason in zip(source, reasons, strict=True) if reason is None]
-            target = [line for line, reason in zip(target, reasons, strict=True) if reason is None]
-        return source, target, dropped
 
 
 def load_card(path_or_name: str | Path, directory: str | Path | None = None) -> Card:
@@ -215,17 +144,6 @@ def card_names() -> list[str]:
     return sorted({path.stem for folder in _card_folders() for path in folder.glob("*.yaml")})
 
 
-def pairs_from_files(
-    source: str | Path, target: str | Path, source_language: str = "", target_language: str = ""
-) -> Pairs:
-    """Reads two files (plain or .gz) that correspond line by line; no card needed.
-
-    Raises:
-        UserError: a file cannot be read or the numbers of lines differ.
-    """
-    return Pairs(*read_parallel(source, target), f"{source} | {target}", source_language, target_language)
-
-
 def file_checksum(path: Path) -> str:
     """The sha256 (hexadecimal) of a file."""
     with open(path, "rb") as stream:
@@ -244,7 +162,7 @@ def _check_languages(languages: Mapping[str, Any], name: str) -> None:
 
 
 def _card_folders() -> list[Path]:
-    return [Path("data"), Path(__file__).resolve().parent.parent / "data"]
+    return [Path("data"), Path(__file__).resolve().parents[2] / "data"]
 
 
 def _find_card(path_or_name: str | Path) -> Path:
