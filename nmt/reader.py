@@ -1,7 +1,7 @@
-"""Reads one split of a corpus by its specification: plain bitext, TSV, JSON lines or Hugging Face."""
+"""Reads one split of a corpus by its specification: bitext, TSV, JSON lines, Parquet, a translation memory, a hub."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,24 @@ _FORMS: dict[str, tuple[str, ...]] = {
     "source": ("target",),
     "tsv": ("columns",),
     "jsonl": ("columns", "translation"),
+    "parquet": ("columns", "translation"),
+    "memory": (),
     "hub": ("config", "split", "revision", "columns", "translation"),
 }
-_HELP = "use {source: FILE, target: FILE}, {tsv: FILE, columns: [0, 1]}, {jsonl: FILE} or {hub: NAME, split: NAME}"
+_HELP = (
+    "use {source: FILE, target: FILE}, {tsv: FILE, columns: [0, 1]}, {jsonl: FILE}, {parquet: FILE}, {memory: FILE} or "
+    "{hub: NAME, split: NAME}"
+)
 
 
 def check_spec(spec: Any, where: str) -> str:
     """Checks a reader specification without touching a file.
 
     Returns:
-        Its form: "source" (plain bitext), "tsv", "jsonl" or "hub".
+        Its form: "source" (plain bitext), "tsv", "jsonl", "parquet", "memory" or "hub".
 
     Raises:
-        UserError: not one of the four forms, or an unknown key.
+        UserError: not one of the forms, or an unknown key.
     """
     forms = [form for form in _FORMS if isinstance(spec, Mapping) and form in spec]
     if len(forms) != 1:
@@ -46,7 +51,7 @@ def check_spec(spec: Any, where: str) -> str:
 
 def files_of(spec: Mapping[str, Any]) -> list[str]:
     """The files that a specification reads, as written there; none for a data set on the hub."""
-    return [str(spec[key]) for key in ("source", "target", "tsv", "jsonl") if key in spec]
+    return [str(spec[key]) for key in ("source", "target", "tsv", "jsonl", "parquet", "memory") if key in spec]
 
 
 def read_spec(
@@ -70,6 +75,12 @@ def read_spec(
         return _read_tsv(directory / spec["tsv"], spec.get("columns", [0, 1]))
     if form == "jsonl":
         return _read_jsonl(directory / spec["jsonl"], spec, languages)
+    if form == "parquet":
+        return pick_columns(_read_parquet(directory / spec["parquet"]), spec, languages, name)
+    if form == "memory":
+        from nmt.memory import read_memory
+
+        return read_memory(directory / spec["memory"], languages)
     from nmt.hub import read_hub
 
     # A copy in the corpus folder comes before the hub.
@@ -133,3 +144,15 @@ def _read_jsonl(path: Path, spec: Mapping[str, Any], languages: tuple[str, str])
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number:,}: not JSON ({error.msg}); one record a line.") from None
     return pick_columns(rows, spec, languages, str(path))
+
+
+def _read_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from None

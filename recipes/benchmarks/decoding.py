@@ -293,15 +293,20 @@ def report(known: dict[str, System], folder: Path, rounds: int) -> None:
             print(f"round {round_ + 1}: {name} {used[name][-1].seconds:.1f} s", flush=True)
     reference = read_lines(folder / "test.target.raw")
     first = {name: statistics.median(u.seconds for u in usages) for name, usages in used.items()}
-    print(f"\n| system | sentences a CPU second | {next(iter(known))} to it | peak MiB | BLEU |\n|---|---|---|---|---|")
+    vocabulary = Vocabulary((folder / "vocabulary.model").read_bytes())
+    first_name = next(iter(known))
+    print(f"\n| system | sentences a CPU second | {first_name} to it | pieces a line | peak MiB | BLEU |")
+    print("|---|---|---|---|---|---|")
     for name, seconds in first.items():
         lines = read_lines(folder / f"{name.replace(' ', '')}.test.txt")
         if not name.startswith("nmt"):
             lines = ["".join(line.split()).replace("▁", " ").strip() for line in lines]
         score = bleu(lines, reference)
         peak = max(usage.peak for usage in used[name]) / 2**20
-        ratio = seconds / first[next(iter(known))]
-        print(f"| {name} | {len(reference) / seconds:.1f} | {ratio:.2f} | {peak:.0f} | {score.value:.2f} |")
+        pieces = sum(map(len, vocabulary.encode(lines))) / len(lines)
+        ratio = seconds / first[first_name]
+        speed = f"{len(reference) / seconds:.1f} | {ratio:.2f}"
+        print(f"| {name} | {speed} | {pieces:.1f} | {peak:.0f} | {score.value:.2f} |")
     print(score.signature)
 
 

@@ -160,3 +160,28 @@ def test_a_real_corpus_of_plain_files(tmp_path):
         "languages: {source: en, target: fr}\nsplits: {dev: {source: val.en.gz, target: val.fr.gz}}"
     )
     assert len(load_card(tmp_path / "m.yaml", directory=folder).read("dev")) == 1014
+
+
+def test_parquet_and_memories_are_splits(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "own").mkdir()
+    rows = [{"translation": {"en": "A cat.", "fr": "Un chat."}}, {"translation": {"en": "a\nb", "fr": "c"}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "own" / "train.parquet")
+    pq.write_table(pa.Table.from_pylist([{"a": "x", "b": "y", "c": 1}]), tmp_path / "own" / "dev.parquet")
+    (tmp_path / "own" / "test.po").write_text('msgid "A dog."\nmsgstr "Un chien."\n')
+    (tmp_path / "own" / "damaged.parquet").write_bytes(b"PAR1")
+    (tmp_path / "own.yaml").write_text(
+        "languages: {source: en, target: fr}\nsplits:\n  train: {parquet: train.parquet}\n"
+        "  dev: {parquet: dev.parquet, columns: [a, b]}\n  test: {memory: test.po}\n"
+        "  test_damaged: {parquet: damaged.parquet}\n  test_columns: {parquet: dev.parquet, columns: [a, c]}\n"
+    )
+    card = load_card(tmp_path / "own.yaml")
+    assert list(card.read("train")) == [("A cat.", "Un chat."), ("a b", "c")]
+    assert list(card.read("dev")) == [("x", "y")]
+    assert list(card.read("test", "fr", "en")) == [("Un chien.", "A dog.")]
+    with pytest.raises(UserError, match=r"damaged\.parquet cannot be read as Parquet"):
+        card.read("test_damaged")
+    with pytest.raises(UserError, match=r"test_columns, record 1: no text in 'c'; the record has a, b, c"):
+        card.read("test_columns")
