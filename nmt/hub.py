@@ -15,7 +15,7 @@ _PATIENCE = 5.0
 
 
 def read_hub(
-    name: str, split: str, *, config: str | None = None, revision: str | None = None
+    name: str, split: str, *, config: str | None = None, revision: str | None = None, place: Path | None = None
 ) -> Iterable[Mapping[str, Any]]:
     """Opens a split of a data set on the hub, in the hub's local cache, or in a local folder.
 
@@ -24,6 +24,7 @@ def read_hub(
         split: the data set's own name for the split.
         config: its configuration, for data sets with several.
         revision: commit or tag on the hub.
+        place: the folder where the user may put a copy, for the message.
 
     Returns:
         The records, in order.
@@ -44,9 +45,9 @@ def read_hub(
         if offline:
             raise UserError(
                 f"The data set {name!r} is not in the local cache, and the Hugging Face hub cannot be "
-                "reached (HF_HUB_OFFLINE is set or there is no connection). Connect once, or put the files "
-                "named under `splits` in the card into the corpus folder by hand, or use --corpus reverse, which "
-                "needs nothing."
+                "reached (HF_HUB_OFFLINE is set or there is no connection). Connect once, or put a copy of the data "
+                f"set into {place or 'a folder and give its path'}, or the files named under `splits` in the card into "
+                "the corpus folder, or use --corpus reverse, which needs nothing."
             ) from None
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"The data set {name!r} (config {config!r}, split {split!r}) cannot be read: "

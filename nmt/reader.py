@@ -14,23 +14,33 @@ _FORMS: dict[str, tuple[str, ...]] = {
     "jsonl": ("columns", "translation"),
     "parquet": ("columns", "translation"),
     "memory": (),
+    "sacrebleu": (),
     "hub": ("config", "split", "revision", "columns", "translation"),
 }
 _HELP = (
-    "use {source: FILE, target: FILE}, {tsv: FILE, columns: [0, 1]}, {jsonl: FILE}, {parquet: FILE}, {memory: FILE} or "
-    "{hub: NAME, split: NAME}"
+    "use {source: FILE, target: FILE}, {tsv: FILE, columns: [0, 1]}, {jsonl: FILE}, {parquet: FILE}, {memory: FILE}, "
+    "{sacrebleu: TEST SET} or {hub: NAME, split: NAME}, or a list of these"
 )
 
 
-def check_spec(spec: Any, where: str) -> str:
-    """Checks a reader specification without touching a file.
-
-    Returns:
-        Its form: "source" (plain bitext), "tsv", "jsonl", "parquet", "memory" or "hub".
+def check_spec(spec: Any, where: str) -> None:
+    """Checks a reader specification, or a list of them, without touching a file.
 
     Raises:
         UserError: not one of the forms, or an unknown key.
     """
+    if spec == []:
+        raise UserError(f"{where}: an empty list is not a way to read a split; {_HELP}.")
+    for part in _parts(spec):
+        _form_of(part, where)
+
+
+def _parts(spec: Any) -> list[Any]:
+    return spec if isinstance(spec, list) else [spec]
+
+
+def _form_of(spec: Any, where: str) -> str:
+    """The form of one specification: the key of `_FORMS` that it has; it is checked without touching a file."""
     forms = [form for form in _FORMS if isinstance(spec, Mapping) and form in spec]
     if len(forms) != 1:
         raise UserError(f"{where}: {spec!r} is not a way to read a split; {_HELP}.")
@@ -49,18 +59,17 @@ def check_spec(spec: Any, where: str) -> str:
     return form
 
 
-def files_of(spec: Mapping[str, Any]) -> list[str]:
+def files_of(spec: Any) -> list[str]:
     """The files that a specification reads, as written there; none for a data set on the hub."""
-    return [str(spec[key]) for key in ("source", "target", "tsv", "jsonl", "parquet", "memory") if key in spec]
+    keys = ("source", "target", "tsv", "jsonl", "parquet", "memory")
+    return [str(part[key]) for part in _parts(spec) for key in keys if key in part]
 
 
-def read_spec(
-    spec: Mapping[str, Any], directory: Path, languages: tuple[str, str], name: str
-) -> tuple[list[str], list[str]]:
+def read_spec(spec: Any, directory: Path, languages: tuple[str, str], name: str) -> tuple[list[str], list[str]]:
     """Reads the lines of both languages.
 
     Args:
-        spec: a checked specification; see data/README.md.
+        spec: a checked specification, or a list of them, one after the other; see data/README.md.
         directory: the folder that relative names start from.
         languages: codes of source and target, the keys of a `translation` field.
         name: what is read, for messages.
@@ -68,7 +77,17 @@ def read_spec(
     Raises:
         UserError: a file or record cannot be read (with its number).
     """
-    form = check_spec(spec, name)
+    sides: tuple[list[str], list[str]] = ([], [])
+    for part in _parts(spec):
+        for side, lines in zip(sides, _read_one(part, directory, languages, name), strict=True):
+            side.extend(lines)
+    return sides
+
+
+def _read_one(
+    spec: Mapping[str, Any], directory: Path, languages: tuple[str, str], name: str
+) -> tuple[list[str], list[str]]:
+    form = _form_of(spec, name)
     if form == "source":
         return read_parallel(directory / spec["source"], directory / spec["target"])
     if form == "tsv":
@@ -81,13 +100,18 @@ def read_spec(
         from nmt.memory import read_memory
 
         return read_memory(directory / spec["memory"], languages)
+    if form == "sacrebleu":
+        from nmt.evaluation.testset import published_test_set
+
+        found = published_test_set(spec["sacrebleu"], "-".join(languages))
+        return found.source, found.references[0]
     from nmt.hub import read_hub
 
     # A copy in the corpus folder comes before the hub.
     local = directory / spec["hub"]
     rows = read_hub(
         str(local) if local.is_dir() else spec["hub"], spec.get("split", name.rpartition("/")[2]),
-        config=spec.get("config"), revision=spec.get("revision"),
+        config=spec.get("config"), revision=spec.get("revision"), place=local,
     )  # fmt: skip
     return pick_columns(rows, spec, languages, name)
 

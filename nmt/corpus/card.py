@@ -20,7 +20,7 @@ class Card:
     Attributes:
         name: short name, that of the file without `.yaml` when not given.
         languages: {"source": code, "target": code}.
-        splits: reader specification of each split.
+        splits: reader specification of each split, or a list of them.
         description: what the text is.
         licence: under what terms it may be used.
         homepage: where it comes from.
@@ -32,7 +32,7 @@ class Card:
 
     name: str
     languages: dict[str, str]
-    splits: dict[str, dict[str, Any]]
+    splits: dict[str, Any]
     description: str = ""
     licence: str = ""
     homepage: str = ""
@@ -96,7 +96,7 @@ class Card:
                             f"holds {first} and {second}.")  # fmt: skip
         return source_language == second or target_language == first
 
-    def _check_files(self, spec: Mapping[str, Any], name: str) -> None:
+    def _check_files(self, spec: Any, name: str) -> None:
         for file in files_of(spec):
             path = self.directory / file
             if not path.exists():

@@ -85,6 +85,11 @@ def fetch(card: Card, directory: str | Path | None = None, force: bool = False) 
     if present is not None:
         return present
     if kind == "files":
+        if not _files(card):
+            raise UserError(
+                f"Card {card.name} fetches nothing: its splits are read from the hub or from sacreBLEU's cache when "
+                "they are asked for, and downloaded then"
+            )
         missing = [str(path) for path in map(card.directory.joinpath, _files(card)) if not path.exists()]
         raise UserError(f"Card {card.name} fetches nothing; put these files there yourself: {', '.join(missing)}")
     parts, dropped, details = _make(kind, options, card)

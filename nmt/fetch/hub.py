@@ -50,7 +50,7 @@ def fetch_hub(
     parts: dict[str, list[Pair]] = {}
     for split, theirs in options.splits.items():
         name_or_folder = str(local) if local.is_dir() else options.hub
-        rows = read_hub(name_or_folder, theirs, config=options.config, revision=options.revision)
+        rows = read_hub(name_or_folder, theirs, config=options.config, revision=options.revision, place=local)
         sides = pick_columns(rows, spec, languages, f"{name}/{split}")
         parts[split] = list(zip(*sides, strict=True))
     dropped = sum(not (s.strip() and t.strip()) for s, t in parts.get("train", []))

@@ -185,3 +185,48 @@ def test_parquet_and_memories_are_splits(tmp_path):
         card.read("test_damaged")
     with pytest.raises(UserError, match=r"test_columns, record 1: no text in 'c'; the record has a, b, c"):
         card.read("test_columns")
+
+
+def test_wmt_from_copies_of_the_hub_and_of_sacrebleu(tmp_path, monkeypatch):
+    """Files with the schema of the data set on the hub, and a cache as sacreBLEU leaves it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from sacrebleu.dataset import DATASETS
+
+    folder = tmp_path / "wmt14_en-fr" / "wmt" / "wmt14"
+    (folder / "fr-en").mkdir(parents=True)
+    rows = [{"translation": {"fr": f"Phrase {n % 4}.", "en": f"Sentence {n % 4}."}} for n in range(6)]
+    rows.append({"translation": {"fr": "Jeu 12.", "en": "Jeu 12."}})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "fr-en" / "train-00000-of-00001.parquet")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: fr-en\n  data_files:\n  - split: train\n    path: fr-en/train-*\n---\n"
+    )
+    for name in ("wmt12", "wmt13", "wmt14/full"):
+        cache = tmp_path / "sacrebleu" / name
+        cache.mkdir(parents=True)
+        monkeypatch.setattr(DATASETS[name], "_outdir", str(cache))
+        texts = {"src": f"From {name}.", "ref": f"De {name}.", "docid": "d", "genre": "g", "origlang": "en"}
+        for kind, text in texts.items():
+            (cache / f"{name.replace('/', '_')}.en-fr.{kind}").write_text(f"{text}\n")
+    card = load_card("wmt14_en-fr", tmp_path / "wmt14_en-fr")
+    train = card.read("train")
+    assert list(train) == [(f"Sentence {n}.", f"Phrase {n}.") for n in range(4)]
+    assert train.dropped == {"copy": 1, "duplicate": 2}
+    assert list(card.read("dev")) == [("From wmt12.", "De wmt12."), ("From wmt13.", "De wmt13.")]
+    assert list(card.read("test")) == [("From wmt14/full.", "De wmt14/full.")]
+
+
+def test_what_lacks_a_network_names_the_place_of_a_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    card = load_card("wmt14_en-de", tmp_path / "here")
+    with pytest.raises(UserError, match=rf"put a copy of the data set into {tmp_path}/here/wmt/wmt14"):
+        card.read("train")
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [("[]", "an empty list is not a way"), ("[{hub: x}, {file: y}]", "'file': 'y'.* is not a way to read a split")],
+)
+def test_lists_of_specifications(make_card, spec, words):
+    with pytest.raises(UserError, match=words):
+        make_card(CARD + f"  test_list: {spec}\n")
