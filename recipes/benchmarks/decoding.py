@@ -141,6 +141,8 @@ def _joeynmt(chosen: argparse.Namespace, python: str) -> System:
                      "normalization": "tokens", "keep_best_ckpts": 1},
         "model": {
             "initializer": "xavier_uniform", "bias_initializer": "zeros", "init_rnn_orthogonal": True,
+            # Its default of 0.01 keeps it from learning for the first thousand updates.
+            "embed_initializer": "normal", "embed_init_weight": 0.1,
             "encoder": {"type": "recurrent", "rnn_type": "gru", "num_layers": 1, "bidirectional": True, "dropout": 0.2,
                         "hidden_size": chosen.hidden, "embeddings": {"embedding_dim": chosen.embedding}},
             "decoder": {"type": "recurrent", "rnn_type": "gru", "num_layers": 1, "attention": "bahdanau",
