@@ -1,4 +1,4 @@
-"""Which language a line is in, by py3langid (Lui and Baldwin 2012, 97 languages)."""
+"""Which language a line is in, by py3langid (Lui and Baldwin 2012)."""
 
 import functools
 from typing import Any
