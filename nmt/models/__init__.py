@@ -21,8 +21,8 @@ __all__ = [
 
 
 def decoding_form(model: Seq2Seq) -> Seq2Seq:
-    """The model as it decodes fastest, as it is now: in evaluation, without gradients; itself where there is no such
-    form."""
+    """The model as it decodes fastest, in evaluation, without gradients; itself where there is no such form. A model
+    that is trained on needs a new form: weights that stay as they are are in the same memory."""
     if isinstance(model, RNNsearch):
         return FusedRNNsearch(model)
     if isinstance(model, Ensemble):

@@ -6,7 +6,6 @@ The attention's tanh(q + k) is 1 - 2 / (1 + exp(2 q) exp(2 k)): one exponential 
 instead of a tanh for each pair; its constant part drops out of the softmax.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from nmt.models.frozen import frozen
 from nmt.models.int8 import take_outputs
 from nmt.models.recurrence import run_cell
 from nmt.models.rnnsearch import RNNsearch
@@ -37,12 +37,12 @@ class FusedMemory(NamedTuple):
 
 
 class FusedRNNsearch(Seq2Seq):
-    """A copy of an RNNsearch for decoding. Its features are what the readout's maximum or tanh takes."""
+    """An RNNsearch for decoding. Its features are what the readout's maximum or tanh takes."""
 
     one: Tensor
 
     def __init__(self, model: RNNsearch) -> None:
-        """Copies the weights; the model is left as it is."""
+        """Rearranges the weights; those that stay as they are share the memory of the model's, which is left alone."""
         super().__init__(model.padding, model.bos, model.eos)
         self.config = model.config
         hidden, embedding = self.config.hidden, self.config.embedding
@@ -50,8 +50,8 @@ class FusedRNNsearch(Seq2Seq):
         assert isinstance(reader, (nn.GRUCell, nn.LSTMCell)) and isinstance(writer, (nn.GRUCell, nn.LSTMCell))
         top, previous, context = readout.weight.split([hidden, embedding, 2 * hidden], dim=1)
         self.gates = len(reader.weight_ih)
-        shared = (model.source_embedding, model.encoder, model.initial, model.output)
-        self.source_embedding, self.encoder, self.initial, self.output = copy.deepcopy(shared)
+        self.source_embedding, self.encoder = frozen(model.source_embedding), frozen(model.encoder)
+        self.initial, self.output = frozen(model.initial), frozen(model.output)
         self.energy = nn.Parameter(-2 * model.attention.energy.weight[0].detach(), requires_grad=False)
         self.table = nn.Parameter(
             nn.functional.linear(

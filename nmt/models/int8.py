@@ -6,7 +6,6 @@ numbers and their sums are exact. So a row's result does not depend on the rows 
 taken from the whole batch, as torch's dynamic quantisation has it, would make a translation depend on its neighbours.
 """
 
-import copy
 import functools
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from nmt.errors import UserError
+from nmt.models.frozen import frozen
 from nmt.models.recurrence import run_cell
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -23,7 +23,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 def quantize(model: _Module) -> _Module:
     """A copy whose linear layers, and bidirectional GRUs and LSTMs over packed sequences, multiply in int8.
 
-    They hold nearly all of a model's arithmetic; embeddings are only looked up and stay as they are. An attribute
+    They hold nearly all of a model's arithmetic; embeddings are only looked up, and are those of the model itself. An attribute
     `bounds` of a module says how large the inputs of its layers (by name) can be.
 
     Args:
@@ -33,7 +33,7 @@ def quantize(model: _Module) -> _Module:
         UserError: this torch has no int8 arithmetic for this processor.
     """
     _levels()
-    model = copy.deepcopy(model)
+    model = frozen(model)
     _replace(model, {})
     return model
 
@@ -79,17 +79,20 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if self.bound is not None:
-            rounded = torch.add(self._middle, rows, alpha=self._levels / self.bound).to(torch.uint8)
-            result = self._multiply(rounded, self.bound / self._levels, self.bias)
+            scaled = torch.add(self._middle, rows, alpha=self._levels / self.bound)
+            result = self._multiply(scaled, self.bound / self._levels, self.bias)
         else:
             largest = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
-            rounded = torch.addcmul(self._middle, rows, self._levels / largest).to(torch.uint8)
-            result = self._multiply(rounded, 1 / self._levels, None)
+            scaled = torch.addcmul(self._middle, rows, self._levels / largest)
+            result = self._multiply(scaled, 1 / self._levels, None)
             torch.addcmul(self.bias, result, largest, out=result)
         return result.view(*x.shape[:-1], -1)
 
-    def _multiply(self, rounded: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-        return _product(rounded, scale, self._levels + 1, self._packed, self.scale, self._zeros, bias)
+    def _multiply(self, scaled: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+        count = len(scaled)
+        rounded = scaled.new_empty(_round_up(count), scaled.shape[1], dtype=torch.uint8)
+        rounded[:count] = scaled
+        return _product(rounded, scale, self._levels + 1, self._packed, self.scale, self._zeros, bias)[:count]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Int8Linear":
         # What is packed cannot be copied, and nothing here ever changes.
@@ -160,6 +163,13 @@ def _rounded(weight: Tensor, bias: Tensor | None, bound: float | None) -> Int8Li
     scale = weight.abs().amax(dim=1).clamp_min(1e-30) / 127
     whole = (weight / scale.unsqueeze(1)).round().to(torch.int8)
     return Int8Linear(whole, scale, None if bias is None else bias.detach().float().clone(), bound)
+
+
+def _round_up(rows: int) -> int:
+    """The next number that four bits and zeros can write: a kernel is compiled, and kept, for each number of rows that
+    is met, and while sentences leave a batch these are hundreds."""
+    unit: int = 1 << max(rows.bit_length() - 4, 0)
+    return -(-rows // unit) * unit
 
 
 @functools.cache
