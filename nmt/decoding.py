@@ -57,7 +57,8 @@ def search_ids(
         searched, candidates = model, None
         if shortlist is not None and constraints is None:
             candidates, allowed = shortlist.candidates([sources[row] for row in rows])
-            searched = Narrowed(model, candidates.to(device), allowed.to(device))
+            remainder = None if shortlist.remainder is None else shortlist.remainder.to(device)
+            searched = Narrowed(model, candidates.to(device), allowed.to(device), remainder)
         found = beam_search(
             searched,
             block.to(device),

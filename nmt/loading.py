@@ -48,11 +48,12 @@ def load(
                     f"{path} and {name} have different {side} vocabularies; the models of an ensemble share theirs "
                     "(train the second with --from, or on the same text with the same data.vocabulary)."
                 )
-    models = [checkpoint.model.to(getattr(torch, dtype)) for checkpoint in (first, *others)]
-    model = models[0] if not others else Ensemble(models)
     chosen = None
     if shortlist is not None:
-        chosen = Shortlist.load(shortlist, first.source_vocabulary, first.target_vocabulary)
+        whose = first.model if not others else None
+        chosen = Shortlist.load(shortlist, first.source_vocabulary, first.target_vocabulary, whose)
+    models = [checkpoint.model.to(getattr(torch, dtype)) for checkpoint in (first, *others)]
+    model = models[0] if not others else Ensemble(models)
     return Translator(dataclasses.replace(first, model=model), int8=int8, shortlist=chosen)
 
 

@@ -1,12 +1,16 @@
 """Which target pieces a source sentence can ask for, so that the output layer is computed for these alone.
 
 A source piece names the pieces that translate it best; those, and the most frequent ones, are a sentence's candidates
-(Jean et al., ACL 2015, section 3.3; L'Hostis et al. 2016). Probabilities are then normalised over the candidates.
+(Jean et al., ACL 2015, section 3.3; L'Hostis et al. 2016). What the model gives to all others is one number more; see
+`nmt.remainder`.
 """
 
+import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +22,10 @@ from torch import Tensor
 from nmt.alignment import Lexicon, learn_lexicon
 from nmt.errors import UserError
 from nmt.lines import atomic_path
+from nmt.models import Remainder, Seq2Seq
 from nmt.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 # PAD, UNK, BOS and EOS are always candidates, and keep their ids among them.
@@ -32,7 +39,11 @@ class Shortlist:
         best: (source vocabulary, n) int32, target ids, best first; -1 where there are fewer.
         frequent: (m,) int32, candidates of every sentence, the special ids among them.
         checksums: of the source and the target vocabulary.
+        remainder: what a model gives to all that is no candidate; without it, its probabilities are those among the
+            candidates.
     """
+
+    remainder: Remainder | None = None
 
     def __init__(self, best: NDArray[np.int32], frequent: NDArray[np.int32], checksums: tuple[str, str]) -> None:
         self.best, self.frequent, self.checksums = best, frequent, checksums
@@ -93,20 +104,36 @@ class Shortlist:
             allowed[row, np.searchsorted(every, ids[ids >= 0])] = True
         return torch.from_numpy(every.astype(np.int64)), torch.from_numpy(allowed)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, model: Seq2Seq | None = None) -> None:
         """Writes the shortlist as safetensors.
+
+        Args:
+            path: the file.
+            model: whose remainder it is, if there is one.
 
         Raises:
             UserError: the file cannot be written.
         """
         header = {"format": _FORMAT, "source": self.checksums[0], "target": self.checksums[1]}
-        content = save({"best": self.best, "frequent": self.frequent}, metadata={"nmt_shortlist": json.dumps(header)})
+        arrays: dict[str, NDArray[Any]] = {"best": self.best, "frequent": self.frequent}
+        if self.remainder is not None and model is not None:
+            header["model"] = _fingerprint(model)
+            arrays |= {"remainder.weight": self.remainder.weight.numpy(), "remainder.bias": self.remainder.bias.numpy()}
+        content = save(arrays, metadata={"nmt_shortlist": json.dumps(header)})
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
 
     @classmethod
-    def load(cls, path: str | Path, source: Vocabulary, target: Vocabulary) -> "Shortlist":
+    def load(
+        cls, path: str | Path, source: Vocabulary, target: Vocabulary, model: Seq2Seq | None = None
+    ) -> "Shortlist":
         """Reads a shortlist for a model.
+
+        Args:
+            path: the file.
+            source, target: vocabularies of the model.
+            model: as it was saved, in float32; None: it comes without a remainder, as it does, with a warning, where
+                that was learned for another model.
 
         Raises:
             UserError: there is no such file, it is damaged, or of other vocabularies.
@@ -116,17 +143,35 @@ class Shortlist:
         try:
             with safe_open(path, framework="np") as file:
                 header = json.loads((file.metadata() or {})["nmt_shortlist"])
-                best, frequent = file.get_tensor("best"), file.get_tensor("frequent")
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             checksums = (header["source"], header["target"])
             if header["format"] != _FORMAT:
                 raise UserError(f"{path} has format {header['format']}, this version reads {_FORMAT}; learn it anew")
+            found = cls(arrays["best"], arrays["frequent"], checksums)
+            if "model" in header:
+                parts = (torch.from_numpy(arrays[f"remainder.{name}"]) for name in ("weight", "bias"))
+                found.remainder = Remainder(*parts)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} is damaged or no shortlist ({error}); make one with nmt shortlist") from None
         if checksums != (source.checksum(), target.checksum()):
             raise UserError(f"{path} was learned for other vocabularies than the model's; learn one for this model")
-        return cls(best, frequent, checksums)
+        if model is None:
+            found.remainder = None
+        elif header.get("model") != _fingerprint(model):
+            logger.warning(
+                "%s does not know what this model gives to words outside of it; translations are better where nmt "
+                "shortlist has learned that, for this very model", path
+            )  # fmt: skip
+            found.remainder = None
+        return found
+
+
+def _fingerprint(model: Seq2Seq) -> str:
+    """Of the first numbers of every weight: any update changes them."""
+    parts = (weight.detach().flatten()[:256].float().cpu().numpy().tobytes() for weight in model.parameters())
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _best_of(lexicon: Lexicon, vocabulary: int, count: int) -> NDArray[np.int32]:

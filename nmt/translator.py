@@ -46,7 +46,8 @@ class Translator:
         checkpoint, model, source_vocabulary, target_vocabulary: what was loaded.
         decoder: the form of the model that searches.
         shortlist: which pieces a source piece can ask for, or None. With one, the output layer is computed for these
-            alone, and the scores of a search are normalised over them; lines of a batch with wishes go without.
+            alone; scores are nearly those over all pieces, or, without its remainder, those among these. Lines of a
+            batch with wishes go without.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, int8: bool = False, shortlist: Shortlist | None = None) -> None:

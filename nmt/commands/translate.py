@@ -143,7 +143,7 @@ def add_search_flags(parser: Any) -> None:
     parser.add_argument("--dtype", default="float32", help="of the weights: float32 or bfloat16; scores stay float32")
     parser.add_argument("--int8", action="store_true", help="on the CPU: multiply in 8 bits")
     parser.add_argument("--shortlist", default=None, help="file of nmt shortlist: the output layer is computed for the "
-                        "pieces alone that a line can ask for; scores are normalised over them")  # fmt: skip
+                        "pieces alone that a line can ask for")  # fmt: skip
     parser.add_argument("--batch_tokens", type=int, default=2048, help="most source tokens of a batch")
     parser.add_class_arguments(SearchConfig)
     parser.add_class_arguments(LengthLimit)

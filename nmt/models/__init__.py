@@ -4,6 +4,7 @@ from nmt.models.ensemble import Ensemble
 from nmt.models.fused import FusedRNNsearch
 from nmt.models.int8 import quantize
 from nmt.models.narrowed import Narrowed
+from nmt.models.remainder import Remainder
 from nmt.models.rnnsearch import RNNsearch, RNNsearchConfig
 from nmt.models.seq2seq import Advance, Seq2Seq
 
@@ -14,6 +15,7 @@ __all__ = [
     "Narrowed",
     "RNNsearch",
     "RNNsearchConfig",
+    "Remainder",
     "Seq2Seq",
     "decoding_form",
     "quantize",

@@ -145,13 +145,12 @@ class FusedRNNsearch(Seq2Seq):
         return torch.cat(energies).add_(memory.mask.unsqueeze(1)).softmax(dim=2)
 
     def project(self, features: Tensor) -> Tensor:
-        return self.output(self._readout(features))
+        return self.output(self.output_inputs(features))
 
     def narrow(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
-        layer = take_outputs(self.output, candidates)
-        return lambda features: layer(self._readout(features))
+        return take_outputs(self.output, candidates)
 
-    def _readout(self, features: Tensor) -> Tensor:
+    def output_inputs(self, features: Tensor) -> Tensor:
         if self.config.readout == "maxout":
             return features.unflatten(-1, (-1, 2)).amax(dim=-1)
         return torch.tanh(features)

@@ -23,8 +23,8 @@ _Module = TypeVar("_Module", bound=nn.Module)
 def quantize(model: _Module) -> _Module:
     """A copy whose linear layers, and bidirectional GRUs and LSTMs over packed sequences, multiply in int8.
 
-    They hold nearly all of a model's arithmetic; embeddings are only looked up, and are those of the model itself. An attribute
-    `bounds` of a module says how large the inputs of its layers (by name) can be.
+    They hold nearly all of a model's arithmetic; embeddings are only looked up, and are those of the model itself. An
+    attribute `bounds` of a module says how large the inputs of its layers (by name) can be.
 
     Args:
         model: on the CPU, float32, in evaluation mode; it is left as it is.

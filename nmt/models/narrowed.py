@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nmt.models.remainder import Remainder
 from nmt.models.seq2seq import Advance, Seq2Seq
 
 
@@ -18,22 +19,26 @@ class NarrowedMemory(NamedTuple):
 class Narrowed(Seq2Seq):
     """A model over candidates instead of a vocabulary: token i is candidate i. Features are its logits.
 
-    The special ids have to be candidates, and to be the same among them.
+    The special ids have to be candidates, and to be the same among them. Padding, which no hypothesis holds, has the
+    logit of all that is no candidate, so that probabilities are those over the whole vocabulary, nearly; without a
+    remainder they are those among the candidates.
     """
 
-    def __init__(self, model: Seq2Seq, candidates: Tensor, allowed: Tensor) -> None:
+    def __init__(self, model: Seq2Seq, candidates: Tensor, allowed: Tensor, remainder: Remainder | None = None) -> None:
         """Narrows a model for one batch.
 
         Args:
             model: in its decoding form.
             candidates: (candidates,) ids, ascending.
             allowed: (batch, candidates), whether a candidate is one of the sentence.
+            remainder: of the model, learned for candidates such as these.
         """
         super().__init__(model.padding, model.bos, model.eos)
         # In a tuple, so that the model does not become a part of this one, which is made for each batch.
         self._model = (model,)
         self._candidates, self._allowed = candidates, allowed
         self._project = model.narrow(candidates)
+        self._remainder = remainder
         special = torch.tensor([self.padding, self.bos, self.eos], device=candidates.device)
         assert torch.equal(candidates[special], special)
 
@@ -52,7 +57,10 @@ class Narrowed(Seq2Seq):
 
     def advance(self, embedding: Tensor, state: Any, memory: NarrowedMemory) -> Advance:
         advanced = self._model[0].advance(embedding, state, memory.memory)
-        logits = self._project(advanced.features) + memory.mask.unsqueeze(1)
+        inputs = self._model[0].output_inputs(advanced.features)
+        logits = self._project(inputs) + memory.mask.unsqueeze(1)
+        if self._remainder is not None:
+            logits[..., self.padding] = self._remainder.logit(inputs)
         return Advance(logits, advanced.state, advanced.attention)
 
     def project(self, features: Tensor) -> Tensor:

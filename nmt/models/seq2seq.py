@@ -96,10 +96,14 @@ class Seq2Seq(nn.Module):
     def project(self, features: Tensor) -> Tensor:
         """Logits (..., target vocabulary) of features (..., features)."""
 
-    def narrow(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
-        """`project` for some tokens alone: a function from features (..., features) to logits (..., candidates).
+    def output_inputs(self, features: Tensor) -> Tensor:
+        """What the output layer multiplies, (..., inputs), of features (..., features); here these themselves."""
+        return features
 
-        A model whose output layer can be cut overrides this; here all logits are computed.
+    def narrow(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
+        """The output layer for some tokens alone: a function from `output_inputs` to logits (..., candidates).
+
+        A model whose output layer can be cut overrides both; here all logits are computed.
         """
         return lambda features: self.project(features).index_select(-1, candidates)
 
