@@ -42,7 +42,7 @@ def main(words: list[str]) -> None:
     elif chosen.weights is not None:
         weights = read_weights(chosen.weights, names)
     elif not (chosen.mbr and (chosen.samples or not (found.scored or models))):
-        weights = default_weights(found, list(models))
+        weights = default_weights(found, list(models), mbr=chosen.mbr is not None)
     groups: Iterable[list[Entry]] = map(with_base, read_nbest(chosen.nbest))
     groups = _with_models(chosen, models, groups)
     if chosen.tune:
@@ -75,7 +75,7 @@ def _parser() -> Any:
         "many lines")  # fmt: skip
     add("--weights", default=None, help="JSON with a weight for each feature, the rest 0; with --tune it is written")
     add("--mbr", default=None, help="minimum Bayes risk by this utility, chrf or bleu: the hypothesis worth most if "
-        "each is right with the probability that the scores say")  # fmt: skip
+        "each is right with the probability that the scores say (of a list of nmt translate: its log_p)")  # fmt: skip
     add("--mbr_scale", type=float, default=1.0, help="factor on the scores before they become probabilities; tuned "
         "weights have no scale of their own")  # fmt: skip
     add(

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 BASE = "base"
 """The list's own score, as a feature: that which it came with first."""
+LOG_P = "log_p"
+"""The feature in which `nmt translate` writes the log-probability of a hypothesis, in nats."""
 _SCORE = "score"
 """Stands for the score that a list has now, which may be that of an earlier ranking; no feature is named so."""
 _BLOCK = 2048
@@ -47,13 +49,21 @@ def all_names(survey: Survey, models: Sequence[str]) -> list[str]:
     return [*survey.names, *base, *(f"{name}{end}" for name in models for end in ("", "_length"))]
 
 
-def default_weights(survey: Survey, models: Sequence[str]) -> dict[str, float]:
+def default_weights(survey: Survey, models: Sequence[str], *, mbr: bool = False) -> dict[str, float]:
     """1 for the list's present score and for the log-probability of each model.
+
+    Args:
+        survey: of the list.
+        models: names of the features of models.
+        mbr: whether risk is expected over the scores. A list of `nmt translate` then counts by its log-probabilities:
+            its scores are divided by the lengths, which makes all hypotheses of a sentence nearly as probable.
 
     Raises:
         UserError: there is neither.
     """
-    names = [*([_SCORE] if survey.scored else []), *models]
+    # A list that was ranked anew (it has a base) has a score that somebody chose.
+    own = LOG_P if mbr and LOG_P in survey.names and BASE not in survey.names else _SCORE
+    names = [*([own] if survey.scored else []), *models]
     if not names:
         raise UserError("The list has no scores to rank by; give --weights for its features, a --model, or --mbr.")
     return dict.fromkeys(names, 1.0)

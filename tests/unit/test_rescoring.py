@@ -9,10 +9,12 @@ import pytest
 from sacrebleu.metrics.bleu import BLEU
 
 from nmt.checkpoint import NAME, save_checkpoint
+from nmt.files.formats import Format
 from nmt.lines import read_lines
 from nmt.nbest import Entry, read_nbest, survey
-from nmt.nbest.mbr import choose, posterior
-from nmt.nbest.rescoring import Ranking, add_scores, all_names, model_names, with_base
+from nmt.nbest.mbr import choose, choose_translation, posterior
+from nmt.nbest.rescoring import Ranking, add_scores, all_names, default_weights, model_names, with_base
+from nmt.translation import Translation
 from nmt.translator import Translator
 from tests.unit.test_cli import refused, run  # noqa: F401
 from tests.unit.test_mbr import sentences
@@ -144,6 +146,25 @@ def test_minimum_bayes_risk_of_a_list(folder, utility):
     assert run("rescore", "list", "--mbr", utility, "--samples", "-o", "same") == 0
     assert run("rescore", "plain", "--mbr", utility, "-o", "best") == 0
     assert read_lines("same") == read_lines("best")
+
+
+def test_a_list_of_ours_is_weighed_by_log_probabilities(tmp_path, monkeypatch, caplog):
+    """By its scores, which are divided by lengths, the two that agree would win; by log_p neither is probable."""
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    found = [("one two red", -2.0), *((f"blue cat {word}", -8.0) for word in ("the", "my", "tea", "thy"))]
+    translations = [Translation(text, log_p / 10, log_p, [], ["▁x"] * 10) for text, log_p in found]
+    (tmp_path / "own").write_text(Format("moses").render(1, "", translations))
+    best = choose_translation(translations).text
+    by_score = choose([one.text for one in translations], weights=posterior([one.score for one in translations]))
+    assert best == "one two red" and by_score > 0
+    assert run("rescore", "own", "--mbr", "chrf", "-o", "best") == 0
+    assert read_lines("best") == [best]
+    assert "score 1 log_p, minimum Bayes risk by chrf" in caplog.text
+    # Without risk, and once ranked anew, a list counts by the scores that somebody chose.
+    assert run("rescore", "own", "--n_best_out", "anew", "-o", "best") == 0
+    assert default_weights(survey("own"), []) == default_weights(survey("anew"), [], mbr=True) == {"score": 1.0}
+    assert default_weights(survey("own"), ["nmt1"], mbr=True) == {"log_p": 1.0, "nmt1": 1.0}
 
 
 def test_of_equal_risks_the_better_score_wins(tmp_path):
