@@ -20,7 +20,8 @@ class Demand:
         include: phrases, each as ids that begin a word, that they hold as whole words; one that is given twice is held
             twice.
         exclude: phrases, each as the text of its pieces without the first space ("the▁cat"). No pieces spell one from
-            the beginning of a word; so a longer word goes with it where its pieces spell the phrase on the way.
+            the beginning of a word, or anywhere if it begins with what is no letter or digit (","); so a longer word
+            goes with it where its pieces spell the phrase on the way.
     """
 
     prefix: tuple[int, ...] = ()
@@ -125,7 +126,8 @@ class Constraints:
             token
             for text in demand.exclude
             for before, token in self._last[text]
-            if before is None or _ends_with_words(progress.text, before)
+            if before is None
+            or (progress.text.endswith(before) and _begins(progress.text[: len(progress.text) - len(before)], text))
         ]
         if banned:
             logits[torch.tensor(banned, device=logits.device)] = -torch.inf
@@ -231,18 +233,23 @@ def _share_out(banks: dict[int, list[tuple[float, int, int]]], size: int) -> lis
 
 def _last_pieces(text: str, pieces: Sequence[str]) -> list[tuple[str | None, int]]:
     """The tokens that can be the last one of a phrase, each with the text that must stand before it; None where the
-    piece holds the whole phrase from the beginning of a word."""
+    piece holds the whole phrase, and where it begins."""
     found: list[tuple[str | None, int]] = []
+    # A letter behind a phrase goes on with its word; behind a full stop it does not.
+    word = text[-1].isalnum()
     for token, piece in enumerate(pieces):
-        if len(piece) > len(text):
-            if piece.endswith(text) and not piece[-len(text) - 1].isalnum():
-                found.append((None, token))
-        elif piece and text.endswith(piece):
+        if piece and len(piece) <= len(text) and text.endswith(piece):
             found.append((text[: len(text) - len(piece)], token))
+            continue
+        for at in range(len(piece) - len(text) + 1):
+            if piece.startswith(text, at) and (not word or at + len(text) == len(piece)):
+                if at == 0:
+                    found.append(("", token))
+                elif _begins(piece[:at], text):
+                    found.append((None, token))
     return found
 
 
-def _ends_with_words(text: str, words: str) -> bool:
-    """Whether a text ends with these words, from the beginning of the first."""
-    before = text[: len(text) - len(words)]
-    return text.endswith(words) and not before[-1:].isalnum()
+def _begins(before: str, text: str) -> bool:
+    """Whether a phrase can begin behind a text: a word not in the middle of one, a comma anywhere."""
+    return not (before[-1:].isalnum() and text[0].isalnum())
