@@ -36,7 +36,8 @@ class Narrowed(Seq2Seq):
         super().__init__(model.padding, model.bos, model.eos)
         # In a tuple, so that the model does not become a part of this one, which is made for each batch.
         self._model = (model,)
-        self._candidates, self._allowed = candidates, allowed
+        self.ids = self._candidates = candidates
+        self._allowed = allowed
         self._project = model.narrow(candidates)
         self._remainder = remainder
         special = torch.tensor([self.padding, self.bos, self.eos], device=candidates.device)

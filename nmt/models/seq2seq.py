@@ -31,11 +31,15 @@ class Seq2Seq(nn.Module):
 
     Attributes:
         padding, bos, eos: ids of the target vocabulary. Padding and BOS never stand in a hypothesis.
+        ids: (tokens,) what each token is in the target vocabulary; None where it is itself.
     """
+
+    ids: Tensor | None
 
     def __init__(self, padding: int, bos: int, eos: int) -> None:
         super().__init__()
         self.padding, self.bos, self.eos = padding, bos, eos
+        self.ids = None
 
     @property
     def steps_draw(self) -> bool:

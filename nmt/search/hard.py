@@ -107,7 +107,7 @@ def beam_search(
     longest, shortest = int(limits.max()), int(least.max())
     sampler = None
     if config.strategy == "sample":
-        sampler = Sampler(config, range(rows) if numbers is None else numbers, longest, device)
+        sampler = Sampler(config, range(rows) if numbers is None else numbers)
 
     beam = first_beam(model, memory, rows)
     coverage = beam.scores.new_zeros(rows, 1, source.shape[1])

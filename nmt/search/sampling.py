@@ -15,30 +15,26 @@ class Sampler:
     """Draws from softmax(logits / temperature), cut to the top_k tokens (Fan et al. 2018) and to the nucleus top_p
     (Holtzman et al. 2020).
 
-    What a sentence draws depends on the seed and on its number, not on the batch in which it stands.
+    A draw is the largest of log-probability + Gumbel noise, where each token has noise of its own (Maddison et al. 2014,
+    section 2). What a sentence draws depends on the seed and on its number, not on the batch in which it stands: in
+    another batch the last digits of the logits are others, which moves all the borders of a cumulative distribution,
+    and hardly ever the largest of a sum.
     """
 
-    def __init__(self, config: SearchConfig, numbers: Sequence[int], longest: int, device: torch.device) -> None:
-        """Draws all uniform numbers at once.
+    def __init__(self, config: SearchConfig, numbers: Sequence[int]) -> None:
+        """Notes what decides the draws.
 
         Args:
             config: the search.
             numbers: of the sentences, one each, 0 or more.
-            longest: most tokens of a hypothesis.
-            device: where the search runs.
         """
-        self.config = config
-        # Column by column, so that a sentence's draws do not depend on the longest sentence of its batch.
-        uniform = [
-            np.random.default_rng([config.seed % 2**63, number]).random((longest, config.slots)) for number in numbers
-        ]
-        self._uniform = torch.from_numpy(np.stack(uniform)).to(device)
+        self.config, self._numbers = config, list(numbers)
 
     def select(self, model: Seq2Seq, scored: Scored, rows: Tensor, step: int) -> HardSelection:
         """Every slot goes on by one token; the first beam, of one slot, by as many as there are hypotheses.
 
         Args:
-            model: tells which ids are special.
+            model: tells what its tokens are.
             scored: the beam.
             rows: (batch,), the sentences that are still open.
             step: counted from 0.
@@ -53,16 +49,22 @@ class Sampler:
         others = torch.arange(allowed.shape[2], device=rows.device) != model.eos
         allowed = allowed.masked_fill(scored.only_eos.view(-1, 1, 1) & others, -torch.inf)
         allowed = allowed / self.config.temperature
-        size = allowed.shape[2] if not self.config.top_k else min(self.config.top_k, allowed.shape[2])
-        best, order = allowed.topk(size, dim=2)
-        share = best.softmax(dim=2)
-        below = share.cumsum(dim=2)
-        if self.config.top_p < 1:
+        if self.config.top_k or self.config.top_p < 1:
+            size = min(self.config.top_k or allowed.shape[2], allowed.shape[2])
+            best, order = allowed.topk(size, dim=2)
+            share = best.softmax(dim=2)
             # A token is in the nucleus when those before it hold less than top_p.
-            share = share.masked_fill(below - share >= self.config.top_p, 0.0)
-            below = share.cumsum(dim=2)
-        drawn = self._uniform[rows, step].unsqueeze(2) * below[..., -1:]
-        # By rounding a draw may lie at the very end, behind all that has weight.
-        place = torch.minimum((below <= drawn).sum(dim=2), (share > 0).sum(dim=2) - 1)
-        tokens = order.gather(2, place.unsqueeze(2)).squeeze(2)
+            best = best.masked_fill(share.cumsum(dim=2) - share >= self.config.top_p, -torch.inf)
+            allowed = torch.full_like(allowed, -torch.inf).scatter(2, order, best)
+        every = torch.arange(allowed.shape[2], device=rows.device) if model.ids is None else model.ids
+        tokens = (allowed + self._noise(rows, step, every, slots)).argmax(dim=2)
         return HardSelection(parents, tokens, scored.score(parents, tokens))
+
+    def _noise(self, rows: Tensor, step: int, ids: Tensor, slots: int) -> Tensor:
+        """Standard Gumbel noise (batch, slots, ids), that of a token whatever others there are."""
+        size = int(ids.max()) + 1
+        seeds = [[self.config.seed % 2**63, self._numbers[row], step] for row in rows.tolist()]
+        uniform = torch.from_numpy(np.stack([np.random.default_rng(seed).random((size, slots)) for seed in seeds]))
+        # Above 0, whose logarithm is not finite.
+        noise = uniform.clamp_min_(1e-300).log_().neg_().log_().neg_()
+        return noise.to(ids.device).index_select(1, ids).transpose(1, 2)

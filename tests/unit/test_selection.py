@@ -9,7 +9,10 @@ import torch
 
 from nmt.errors import UserError
 from nmt.search import SearchConfig, beam_search
+from nmt.search.beam import Beam
 from nmt.search.hard import coverage_penalty
+from nmt.search.sampling import Sampler
+from nmt.search.selection import Scored
 from tests.conftest import random_batch
 from tests.unit.test_search import score_sequence
 
@@ -137,6 +140,30 @@ def test_draws_depend_on_seed_and_number_alone(tiny_model):
         assert [h.tokens for h in alone[0]] == [h.tokens for h in together[row]]
     other = SearchConfig(n_best=3, strategy="sample", seed=2)
     assert beam_search(model, batch.source, batch.source_lengths, other, numbers=range(7, 27)) != together
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (500, 1.0), (0, 0.95)])
+def test_draws_survive_the_rounding_of_another_batch(tiny_model, top_k, top_p):
+    """Where a batch moves the last digits of the logits, and where a shortlist has other tokens beside the likely."""
+    config = SearchConfig(n_best=20, strategy="sample", top_k=top_k, top_p=top_p)
+    model, rows = tiny_model(vocabulary=8), torch.arange(50)
+    torch.manual_seed(0)
+    logits = torch.randn(50, 20, 4000)
+    logits[..., :1000] += 4
+    beam = Beam(None, torch.zeros(50, 20, 1), torch.zeros(50, 20), torch.zeros(50, 20))
+
+    def draws(logits):
+        scored = Scored(logits, logits.logsumexp(2), beam, torch.zeros(50, dtype=torch.bool))
+        return Sampler(config, range(50)).select(model, scored, rows, step=3).tokens
+
+    expected = draws(logits)
+    assert len(expected.unique()) > 400
+    assert int((draws(logits + 1e-5 * torch.randn_like(logits)) != expected).sum()) <= 1, "of 1,000"
+    model.ids = torch.cat([torch.arange(0, 1000), torch.arange(1000, 4000, 3)])
+    there = torch.full_like(logits, -torch.inf).index_copy(2, model.ids, logits[..., model.ids])
+    narrow = model.ids[draws(logits[..., model.ids])]
+    model.ids = None
+    assert torch.equal(draws(there), narrow)
 
 
 def test_cold_samples_are_greedy(tiny_model):
