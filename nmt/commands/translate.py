@@ -77,7 +77,7 @@ def _parser() -> Any:
         "decimals")  # fmt: skip
     add("--alignment", action="store_true", help="in jsonl, tsv and moses: words aligned with words, source-target "
         "from 0, as fast_align writes them; by attention")  # fmt: skip
-    add("--attention", action="store_true", help="in jsonl: the attention matrices, pieces by source pieces")
+    add("--attention", action="store_true", help="in jsonl: the attention matrices, pieces by source pieces, and these")
     add("--prefix", default=None, help="file whose line i is how the translation of line i begins; blank: no wish")
     add("--include", default=None, help="file whose line i names what the translation of line i holds: words or "
         "phrases, separated by tabs")  # fmt: skip

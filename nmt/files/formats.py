@@ -31,7 +31,7 @@ class Format:
     """Words aligned with words, in Pharaoh's form: 0-0 2-1 is source-target, counted from 0. A field of its own in
     jsonl and tsv, a fifth one in moses."""
     attention: bool = False
-    """The attention matrix, (pieces, source pieces); in jsonl alone."""
+    """The attention matrix, (pieces, source pieces), and `source_pieces` beside the source; in jsonl alone."""
 
     def __post_init__(self) -> None:
         if self.name not in FORMATS:
@@ -80,7 +80,9 @@ class Format:
             return _flat(translations[0].text, "\n") + "\n"
         if self.name == "jsonl":
             found = [self._object(translation) for translation in translations]
-            return _json({"line": number, "source": source, "translations": found}) + "\n"
+            # The columns of the attention; a line that was cut has fewer than its text.
+            read = {"source_pieces": translations[0].source_pieces} if self.attention else {}
+            return _json({"line": number, "source": source, **read, "translations": found}) + "\n"
         rows = self._tsv_row if self.name == "tsv" else self._moses_row
         return "".join(rows(number, n, translation) + "\n" for n, translation in enumerate(translations, start=1))
 

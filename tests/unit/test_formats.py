@@ -34,6 +34,7 @@ def test_each_format_as_it_is_documented():
     assert all(not Format(name).header for name in FORMATS if name != "tsv")
     row = json.loads(Format("jsonl", alignment=True, attention=True).render(7, "the cat", found))
     assert (row["line"], row["source"], len(row["translations"])) == (7, "the cat", 2)
+    assert row["source_pieces"] == SOURCE, "the columns of the attention"
     best = row["translations"][0]
     assert best.pop("attention") == [[pytest.approx(x) for x in line] for line in ATTENTION.tolist()]
     assert best == {
@@ -45,6 +46,7 @@ def test_each_format_as_it_is_documented():
         "alignment": "1-0 0-1",
     }
     plain = json.loads(Format("jsonl").render(7, "the cat", found))["translations"][0]
+    assert "source_pieces" not in json.loads(Format("jsonl").render(7, "the cat", found))
     assert "alignment" not in plain and "attention" not in plain
 
 
