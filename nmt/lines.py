@@ -14,6 +14,7 @@ from nmt.errors import UserError
 
 _BOM = "\ufeff"
 _GZIP_MAGIC = b"\x1f\x8b"
+_STDIN = "standard input"
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -37,7 +38,7 @@ def iterate_lines(
         UserError: the file is missing, a directory, unreadable, damaged gzip or not UTF-8 (with the
             number of the line).
     """
-    name = _name_of(source)
+    name = name_of(source)
     with told(name), _opened(source, opened) as stream:
         yield from _decoded(stream, name)
 
@@ -67,7 +68,7 @@ def read_parallel(source: str | Path, target: str | Path) -> tuple[list[str], li
     source_lines, target_lines = read_lines(source), read_lines(target)
     if len(source_lines) != len(target_lines):
         raise UserError(
-            f"{_name_of(source)} has {len(source_lines):,} lines and {_name_of(target)} has "
+            f"{name_of(source)} has {len(source_lines):,} lines and {name_of(target)} has "
             f"{len(target_lines):,}; line i of one must be the translation of line i of the other. "
             "(A line ends at \\n only.)"
         )
@@ -142,11 +143,12 @@ def told(name: str) -> Iterator[None]:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from None
 
 
-def _name_of(source: str | Path | BinaryIO | Iterable[bytes]) -> str:
+def name_of(source: str | Path | BinaryIO | Iterable[bytes]) -> str:
+    """What messages call a source of lines; see `iterate_lines`."""
     if isinstance(source, (str, Path)):
-        return "standard input" if str(source) == "-" else str(source)
+        return _STDIN if str(source) == "-" else str(source)
     name = getattr(source, "name", "the input stream")
-    return "standard input" if name in ("<stdin>", 0) else str(name)
+    return _STDIN if name in ("<stdin>", 0) else str(name)
 
 
 @contextlib.contextmanager
@@ -174,6 +176,8 @@ def _decoded(stream: Iterable[bytes], name: str) -> Iterator[str]:
             line = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             if number == 1 and raw.startswith(_GZIP_MAGIC):
+                if name == _STDIN:
+                    raise UserError(f"{name} is gzipped; unpack it on the way (zcat FILE | nmt ...).") from None
                 raise UserError(f"{name} is gzipped but its name does not end in .gz; rename it.") from None
             raise UserError(
                 f"{name}, line {number:,}: not UTF-8 (byte 0x{raw[error.start]:02x} at position "

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from nmt.errors import UserError
 from nmt.files.pipe import Pipe, open_pipe
-from nmt.lines import count_lines, iterate_lines, told
+from nmt.lines import count_lines, iterate_lines, name_of, told
 from nmt.wishes import Wish
 
 _WISHES = ("prefix", "include", "exclude")
@@ -119,7 +119,7 @@ class Blocks:
         if size < 1:
             raise UserError(f"buffer is {size}; give at least 1")
         self._count = 0
-        self._size, self._name, self._paths = size, text.source, text.paths
+        self._size, self._path, self._paths = size, text.source, text.paths
         self._file: BinaryIO | None = None
         self._lines, self._pipe = _open(text.source, self._opened)
         self._wishes = {name: _open(path)[0] for name, path in text.paths.items() if name != "input"}
@@ -159,9 +159,11 @@ class Blocks:
         """Passes over the first lines; see `SourceText.blocks`."""
         while self._count < count:
             if self._take() is None:
-                raise UserError(f"{self._name} has {self._count:,} lines and {count:,} are done; give the same text")
+                raise UserError(
+                    f"{name_of(self._path)} has {self._count:,} lines and {count:,} are done; give the same text"
+                )
         if digest is not None and self._hash.hexdigest() != digest:
-            names = " or ".join(self._paths.values())
+            names = " or ".join(map(name_of, self._paths.values()))
             raise UserError(
                 f"{names} is not what it was: the first {count:,} lines, which are done, have changed; give the same "
                 "text, or delete the part to begin anew"
@@ -174,16 +176,16 @@ class Blocks:
     def _position(self) -> int:
         if self._file is None:
             return 0
-        return os.path.getsize(self._name) if self._file.closed else self._file.tell()
+        return os.path.getsize(self._path) if self._file.closed else self._file.tell()
 
     def _take(self) -> tuple[str, Wish] | None:
         line = next(self._lines, None)
         found = {name: next(lines, None) for name, lines in self._wishes.items()}
         for name, wish in found.items():
             if line is None and wish is not None:
-                raise UserError(self._differ(self._paths[name], self._name))
+                raise UserError(self._differ(self._paths[name], self._path))
             if line is not None and wish is None:
-                raise UserError(self._differ(self._name, self._paths[name]))
+                raise UserError(self._differ(self._path, self._paths[name]))
         if line is None:
             return None
         self._count += 1
@@ -193,8 +195,8 @@ class Blocks:
 
     def _differ(self, longer: str, shorter: str) -> str:
         return (
-            f"{longer} has more lines than {shorter}, which has {self._count:,}; line i of one must belong to line i "
-            "of the other"
+            f"{name_of(longer)} has more lines than {name_of(shorter)}, which has {self._count:,}; line i of one must "
+            "belong to line i of the other"
         )
 
 

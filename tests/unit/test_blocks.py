@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import io
 import os
 import threading
 import time
@@ -115,6 +116,20 @@ def test_files_of_other_lengths(tmp_path):
             next(blocks)
     with pytest.raises(UserError, match="can be read once"):
         SourceText("a", prefix="-", include="-")
+
+
+def test_standard_input_is_called_so(tmp_path, monkeypatch):
+    prefix = write(tmp_path / "p", "a")
+    cases = {
+        b"a\nb\n": "^standard input has more lines than .*p, which has 1",
+        b"": "p has more lines than standard input, which has 0",
+        gzip.compress(b"a"): r"^standard input is gzipped; unpack it on the way \(zcat FILE",
+    }
+    for content, words in cases.items():
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        blocks = SourceText("-", prefix=prefix).blocks(10)
+        with pytest.raises(UserError, match=words):
+            list(blocks)
 
 
 def test_a_bad_line_comes_after_those_before_it(tmp_path):
