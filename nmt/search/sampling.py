@@ -15,10 +15,10 @@ class Sampler:
     """Draws from softmax(logits / temperature), cut to the top_k tokens (Fan et al. 2018) and to the nucleus top_p
     (Holtzman et al. 2020).
 
-    A draw is the largest of log-probability + Gumbel noise, where each token has noise of its own (Maddison et al. 2014,
-    section 2). What a sentence draws depends on the seed and on its number, not on the batch in which it stands: in
-    another batch the last digits of the logits are others, which moves all the borders of a cumulative distribution,
-    and hardly ever the largest of a sum.
+    A draw is the largest of log-probability + Gumbel noise, each token with noise of its own (Maddison et al. 2014).
+    What a sentence draws depends on the seed and on its number, not on the batch in which it stands: in another batch
+    the last digits of the logits are others, which moves all the borders of a cumulative distribution, and hardly ever
+    the largest of a sum.
     """
 
     def __init__(self, config: SearchConfig, numbers: Sequence[int]) -> None:
