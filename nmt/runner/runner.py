@@ -84,7 +84,10 @@ class Runner:
             places = [kept[number] for number in batch]
             for place, found in zip(places, self._search([sources[place] for place in places], settings), strict=True):
                 results[place] = [
-                    Translation(self._target.decode(one.tokens), one.score, one.log_probability, one.tokens)
+                    # A vocabulary that spells unknown characters as bytes can spell a line end, too.
+                    Translation(
+                        self._target.decode(one.tokens).replace("\n", " "), one.score, one.log_probability, one.tokens
+                    )
                     for one in found
                 ]
         return results

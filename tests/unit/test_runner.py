@@ -13,13 +13,14 @@ from nmt.models import decoding_form
 from nmt.models.portable import StepGraph
 from nmt.runner import Settings, load
 from nmt.runner.__main__ import main
-from nmt.runner.beam import _largest, _log_normaliser, beam_search
+from nmt.runner.beam import Hypothesis, _largest, _log_normaliser, beam_search
 from nmt.runner.folder import CONFIG, PARTS, Exported, Special, describe, read_folder
 from nmt.runner.graphs import Encoded
-from nmt.runner.runner import _batches
+from nmt.runner.runner import Runner, _batches
 from nmt.search import SearchConfig
 from nmt.search import beam_search as search_of_torch
 from nmt.translator import LengthLimit
+from nmt.vocabulary import Vocabulary, VocabularyConfig
 from tests.conftest import random_batch
 
 SPECIAL = Special(pad=0, unk=1, bos=2, eos=3)
@@ -211,6 +212,18 @@ def test_a_folder_that_is_not_as_it_was_is_refused(folder, keys, to, words):
     change(folder, *keys, to=to)
     with pytest.raises(UserError, match=words):
         read_folder(folder)
+
+
+def test_a_line_end_that_the_model_writes_is_a_space():
+    """A vocabulary that spells unknown characters as bytes can spell it; a line stays one."""
+    config = VocabularyConfig(size=330, byte_fallback=True, normalization="identity")
+    vocabulary = Vocabulary.train(["the red two one blue green my your new old small a"] * 9, config)
+    runner = Runner.__new__(Runner)
+    runner.settings = Settings()
+    runner._source = runner._target = vocabulary._processor
+    tokens = vocabulary.ids(["▁red", "<0x0A>", "▁two"])
+    runner._search = lambda sources, settings: [[Hypothesis(tokens, -1.0, -1.0)] for _ in sources]
+    assert runner.translate(["one"]) == ["red  two"]
 
 
 def test_a_folder_that_is_none_is_refused(folder):
