@@ -181,8 +181,13 @@ def _tune(
     start: dict[str, float],
     models: dict[str, str],
 ) -> None:
+    from nmt.nbest import read_nbest
     from nmt.nbest.rescoring import tune_weights, write_weights
 
+    there = len({group[0].sentence for group in read_nbest(chosen.nbest)})
+    if missing := len(references[0]) - there:
+        logger.warning("%s of %s sentences have no hypothesis and count as empty translations: is %s of another text?",
+                       f"{missing:,}", f"{len(references[0]):,}", chosen.reference[0])  # fmt: skip
     weights, tuned = tune_weights(groups, references, names, start, tokenize=chosen.tokenize,
                                   restarts=chosen.restarts, seed=chosen.seed)  # fmt: skip
     about = {"tokenize": chosen.tokenize, "restarts": chosen.restarts, "seed": chosen.seed, "models": models}

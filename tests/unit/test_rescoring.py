@@ -231,11 +231,12 @@ def test_tuned_weights_make_a_better_bleu(folder):
     assert (folder / "once_more.json").read_bytes() == (folder / "now.json").read_bytes()
 
 
-def test_a_sentence_without_hypotheses_counts_for_bleu(folder):
-    """As an empty translation, whose reference makes the corpus longer."""
+def test_a_sentence_without_hypotheses_counts_for_bleu(folder, caplog):
+    """As an empty translation, whose reference makes the corpus longer; which is told."""
     (folder / "list").write_text("1 ||| a b c d e ||| x= 1 ||| 1\n1 ||| a b c d f ||| x= 2 ||| 2\n")
     (folder / "reference").write_text("g h\na b c d e\ni j\n")
     assert run("rescore", "list", "--tune", "--reference", "reference", "--weights", "tuned") == 0
+    assert "2 of 3 sentences have no hypothesis and count as empty translations" in caplog.text
     expected = BLEU().corpus_score(["", "a b c d e", ""], [["g h", "a b c d e", "i j"]])
     assert json.loads((folder / "tuned").read_text())["bleu"] == pytest.approx(expected.score)
 
