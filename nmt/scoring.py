@@ -172,7 +172,7 @@ class Perplexity:
         return math.exp(mean) if mean < 700 else math.inf
 
     def __str__(self) -> str:
-        left = f"; {self.left_out:,} with a blank source left out" if self.left_out else ""
+        left = f"; {self.left_out:,} with a blank or too long source left out" if self.left_out else ""
         return (
             f"perplexity {self.value:.4f} a piece, log p {self.log_probability:.2f} of {self.tokens:,} pieces and ends "
             f"in {self.pairs:,} lines{left}"

@@ -39,9 +39,13 @@ def main(words: list[str]) -> None:
     add("-o", "--output", default="-", help="a line for each pair; - is standard output")
     add("--format", default="tsv", help="tsv: score, log-probability and number of tokens under a heading; jsonl: the "
         "same with pieces and their log-probabilities; text: the score alone")  # fmt: skip
+    add("--ensemble", nargs="+", default=[], help="further models of the same vocabularies, as for nmt translate")
+    add("--dtype", default="float32", help="of the weights: float32 or bfloat16; scores stay float32")
+    add("--int8", action="store_true", help="on the CPU: multiply in 8 bits")
     add_score_flags(parser)
     chosen = parse(parser, words)
     config = score_config(chosen)
+    precision = {"dtype": chosen.dtype, "int8": chosen.int8}
     _check_words(chosen)
     options = {"config": config, "limit": _limit(chosen), "batch_tokens": chosen.batch_tokens}
     _check_lengths(chosen)
@@ -52,7 +56,7 @@ def main(words: list[str]) -> None:
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    translator = load(chosen.model, chosen.device)
+    translator = load(chosen.model, chosen.device, ensemble=chosen.ensemble, **precision)
     logger.info("score %s", config.formula)
     perplexity = Perplexity()
     pairs = _pairs(chosen)

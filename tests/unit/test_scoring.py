@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+import nmt
 from nmt.checkpoint import NAME, save_checkpoint
 from nmt.commands.score import _scored
 from nmt.errors import UserError
@@ -211,7 +212,7 @@ def test_perplexity_is_that_of_the_validations(translator):
         nll = forced_nll(translator.model, features, target[0], 0.0)[1]
     assert perplexity.value == pytest.approx(math.exp(nll / target[1].sum()), rel=1e-5)
     assert (perplexity.pairs, perplexity.left_out, perplexity.tokens) == (3, 1, int(target[1].sum()))
-    assert "1 with a blank source left out" in str(perplexity)
+    assert "1 with a blank or too long source left out" in str(perplexity)
     assert math.isnan(Perplexity().value)
 
 
@@ -253,6 +254,23 @@ def test_the_verb_writes_what_the_library_finds(folder, translator, caplog, monk
     assert "score log p / |y|^0.5" in messages and messages[-1] == str(perplexity)
 
 
+def test_the_verb_scores_by_what_translates(folder, tiny_checkpoint):
+    """Ensembles and precisions: the scores are those of the translations that they make."""
+    save_checkpoint("b.safetensors", tiny_checkpoint(joint=False, seed=3))
+    words = ["score", NAME, "--source", "source", "--target", "target", "--format", "text", "-o", "scores"]
+    found = []
+    for flags, options in (
+        (["--ensemble", "b.safetensors"], {"ensemble": ["b.safetensors"]}),
+        (["--int8"], {"int8": True}),
+        (["--dtype", "bfloat16"], {"dtype": "bfloat16"}),
+    ):
+        assert run(*words, *flags, "--device", "cpu") == 0
+        expected = nmt.load(NAME, "cpu", **options).score(LINES, read_lines("target"))
+        found.append(list(map(float, read_lines("scores"))))
+        assert found[-1] == pytest.approx([one.score for one in expected], abs=1e-5, nan_ok=True)
+    assert len(set(map(str, found))) == 3
+
+
 def test_files_without_end_are_scored_in_blocks(translator, monkeypatch):
     monkeypatch.setattr("nmt.commands.score._BLOCK", 4)
     pairs = ((line, "red") for line in itertools.cycle(LINES))
@@ -274,6 +292,7 @@ def test_files_without_end_are_scored_in_blocks(translator, monkeypatch):
         (["score", "none", "--source", "source", "--target", "target", "--alpha", "-1"], "nmt: alpha is -1.0"),
         (["score", "none", "--source", "source", "--target", "target", "--threads", "-1"], "threads is -1"),
         (["score", "none", "--source", "source", "--target", "target", "--beam_size", "2"], "unknown flag --beam_size"),
+        (["score", NAME, "--source", "source", "--target", "target", "--int8", "--dtype", "bfloat16"], "two precis"),
         (["score", "none", "--source", "source", "--target", "target", "-o", "./source"], "is read and written"),
     ],
 )  # fmt: skip
