@@ -12,6 +12,9 @@ from nmt.search import Constraints, Demand, Hypothesis, SearchConfig, beam_searc
 from nmt.shortlist import Shortlist
 from nmt.vocabulary import EOS, PAD
 
+# What a batch takes in memory grows with the hypotheses, too; a beam wider than this has smaller batches.
+_SLOTS = 16
+
 
 def search_ids(
     model: Seq2Seq,
@@ -31,7 +34,8 @@ def search_ids(
         model: in evaluation mode.
         sources: none empty.
         config: the search.
-        batch_tokens: most source tokens of a batch, padding counted (a longer sentence goes alone).
+        batch_tokens: most source tokens of a batch, padding counted (a longer sentence goes alone), for up to 16
+            hypotheses a sentence; for more, fewer in proportion.
         attention: whether hypotheses carry attention.
         demands: on each source's hypotheses.
         pieces: the target vocabulary, for the demands; see `Constraints`.
@@ -45,7 +49,8 @@ def search_ids(
     device = next(model.parameters()).device
     lengths = [len(source) + 1 for source in sources]
     results: list[list[Hypothesis]] = [[] for _ in sources]
-    for rows in evaluation_batches(lengths, max(batch_tokens, max(lengths))):
+    budget = batch_tokens * _SLOTS // max(config.slots, _SLOTS)
+    for rows in evaluation_batches(lengths, max(budget, max(lengths))):
         longest = max(lengths[row] for row in rows)
         block = torch.full((len(rows), longest), PAD)
         for place, row in enumerate(rows):

@@ -36,6 +36,8 @@ def main(words: list[str]) -> None:
     add("model", help="model file, or the folder of a run")
     add("--source", required=True, help="text file, plain or .gz; - is standard input")
     add("--target", required=True, help="its translations, line by line")
+    add("--jsonl", action="store_true", help="the target is what nmt translate --format jsonl wrote: the first "
+        "translation of each line, in the very pieces of the search (as text it may be cut into others)")  # fmt: skip
     add("-o", "--output", default="-", help="a line for each pair; - is standard output")
     add("--format", default="tsv", help="tsv: score, log-probability and number of tokens under a heading; jsonl: the "
         "same with pieces and their log-probabilities; text: the score alone")  # fmt: skip
@@ -127,28 +129,51 @@ def _uneven(chosen: Any, source: str, target: str) -> UserError:
     )
 
 
-def _pairs(chosen: Any) -> Iterator[tuple[str, str]]:
-    sources, targets = iterate_lines(chosen.source), iterate_lines(chosen.target)
+def _pairs(chosen: Any) -> Iterator[tuple[str, str, list[str] | None]]:
+    """Sources, targets, and the pieces of these where they are given."""
+    sources = iterate_lines(chosen.source)
+    lines = iterate_lines(chosen.target)
+    targets = _translations(lines, chosen.target) if chosen.jsonl else ((line, None) for line in lines)
     count = 0
     for source in sources:
         target = next(targets, None)
         if target is None:
             raise _uneven(chosen, f"more than {count:,}", f"{count:,}")
         count += 1
-        yield source, target
+        yield source, *target
     if next(targets, None) is not None:
         raise _uneven(chosen, f"{count:,}", f"more than {count:,}")
 
 
+def _translations(lines: Iterable[str], name: str) -> Iterator[tuple[str, list[str] | None]]:
+    """Text and pieces of the first translation of each line of JSON; an empty translation has no pieces to give."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            best = json.loads(line)["translations"][0]
+            text, pieces = best["text"], best["pieces"]
+            if not (isinstance(text, str) and isinstance(pieces, list) and all(isinstance(one, str) for one in pieces)):
+                raise TypeError
+        except (ValueError, KeyError, IndexError, TypeError):
+            raise UserError(
+                f"{name}, line {number:,} is not what nmt translate --format jsonl writes; give its output, or text "
+                "without --jsonl"
+            ) from None
+        yield text, pieces or None
+
+
 def _scored(
-    translator: Any, pairs: Iterable[tuple[str, str]], form: str, options: dict, perplexity: "Perplexity"
+    translator: Any,
+    pairs: Iterable[tuple[str, str, list[str] | None]],
+    form: str,
+    options: dict,
+    perplexity: "Perplexity",
 ) -> Iterator[str]:
     if form == "tsv":
         yield "score\tlog_probability\ttokens"
     iterator, first = iter(pairs), 1
     while block := list(islice(iterator, _BLOCK)):
-        sources, targets = zip(*block, strict=True)
-        found = translator.score(sources, targets, first_line=first, **options)
+        sources, targets, pieces = zip(*block, strict=True)
+        found = translator.score(sources, targets, pieces=pieces, first_line=first, **options)
         perplexity.add(found)
         first += len(block)
         for one in found:

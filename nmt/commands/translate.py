@@ -144,7 +144,8 @@ def add_search_flags(parser: Any) -> None:
     parser.add_argument("--int8", action="store_true", help="on the CPU: multiply in 8 bits")
     parser.add_argument("--shortlist", default=None, help="file of nmt shortlist: the output layer is computed for the "
                         "pieces alone that a line can ask for")  # fmt: skip
-    parser.add_argument("--batch_tokens", type=int, default=2048, help="most source tokens of a batch")
+    parser.add_argument("--batch_tokens", type=int, default=2048, help="most source tokens of a batch; for beams wider "
+                        "than 16, fewer in proportion")  # fmt: skip
     parser.add_class_arguments(SearchConfig)
     parser.add_class_arguments(LengthLimit)
 

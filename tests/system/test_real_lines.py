@@ -43,6 +43,29 @@ def test_batches_change_nothing(translator, sentences, expected, batch_tokens):
     assert translator.translate(sentences[:count], batch_tokens=batch_tokens) == expected[:count]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strategy": "sample", "n_best": 3, "top_p": 0.9},
+        {"strategy": "sample", "temperature": 0.7, "top_k": 20},
+        {"beam_size": 6, "groups": 3, "n_best": 4},
+        {"coverage": 0.3, "normalization": "gnmt", "min_ratio": 0.8},
+        {"beam_size": 20},
+    ],
+    ids=lambda options: next(iter(options.values())),
+)
+def test_batches_change_nothing_of_other_searches(translator, sentences, options):
+    chosen = sentences[200:320]
+    together = translator.search(chosen, **options)
+    apart = translator.search(chosen, batch_tokens=60, **options)
+    assert [[one.text for one in found] for found in apart] == [[one.text for one in found] for found in together]
+    order = random.Random(2).sample(range(120), 120)
+    if options.get("strategy") != "sample":
+        # A sample is drawn by the number of its line.
+        turned = translator.search([chosen[place] for place in order], **options)
+        assert [found[0].text for found in turned] == [together[place][0].text for place in order]
+
+
 def test_the_order_changes_nothing(translator, sentences, expected):
     order = random.Random(1).sample(range(1_000), 1_000)
     assert translator.translate([sentences[place] for place in order]) == [expected[place] for place in order]

@@ -271,9 +271,23 @@ def test_the_verb_scores_by_what_translates(folder, tiny_checkpoint):
     assert len(set(map(str, found))) == 3
 
 
+def test_the_verb_scores_the_pieces_of_a_search(folder):
+    """As text, translations may be cut into others than the search wrote."""
+    assert run("translate", NAME, "source", "-o", "found", "--format", "jsonl", "--device", "cpu") == 0
+    found = [json.loads(line)["translations"][0] for line in read_lines("found")]
+    words = ["score", NAME, "--source", "source", "--target", "found", "--jsonl", "--format", "text", "-o", "scores"]
+    assert run(*words, "--device", "cpu") == 0
+    scores = list(map(float, read_lines("scores")))
+    assert scores == pytest.approx([one["score"] for one in found], abs=2e-4)
+    (folder / "texts").write_text("".join(one["text"] + "\n" for one in found))
+    assert run("score", NAME, "--source", "source", "--target", "texts", "--format", "text", "-o", "cut") == 0
+    cut = list(map(float, read_lines("cut")))
+    assert cut != pytest.approx(scores, abs=2e-4, nan_ok=True), "the test would not see it"
+
+
 def test_files_without_end_are_scored_in_blocks(translator, monkeypatch):
     monkeypatch.setattr("nmt.commands.score._BLOCK", 4)
-    pairs = ((line, "red") for line in itertools.cycle(LINES))
+    pairs = ((line, "red", None) for line in itertools.cycle(LINES))
     found = list(itertools.islice(_scored(translator, pairs, "text", {}, Perplexity()), 9))
     expected = translator.score((LINES * 2)[:9], ["red"] * 9)
     assert list(map(float, found)) == pytest.approx([one.score for one in expected], abs=1e-5, nan_ok=True)
@@ -294,6 +308,7 @@ def test_files_without_end_are_scored_in_blocks(translator, monkeypatch):
         (["score", "none", "--source", "source", "--target", "target", "--beam_size", "2"], "unknown flag --beam_size"),
         (["score", NAME, "--source", "source", "--target", "target", "--int8", "--dtype", "bfloat16"], "two precis"),
         (["score", "none", "--source", "source", "--target", "target", "-o", "./source"], "is read and written"),
+        (["score", NAME, "--source", "source", "--target", "target", "--jsonl", "-o", "o"], "target, line 1 is not what nmt"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(folder, refused, words, message):  # noqa: F811

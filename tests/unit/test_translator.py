@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import nmt
+from nmt import decoding
 from nmt.checkpoint import NAME, save_checkpoint
 from nmt.decoding import search_ids
 from nmt.errors import UserError
@@ -155,3 +156,15 @@ def test_no_warning_for_ordinary_lines(translator, caplog):
     caplog.set_level(logging.DEBUG, logger="nmt")
     translator.translate(LINES)
     assert caplog.text == ""
+
+
+def test_wider_beams_have_smaller_batches(translator, monkeypatch):
+    sizes, search = [], decoding.beam_search
+    monkeypatch.setattr(
+        decoding, "beam_search", lambda *words, **more: (sizes.append(len(words[1])), search(*words, **more))[1]
+    )
+    for beam_size in (5, 16, 32, 160):
+        found = search_ids(translator.model, [[4, 5, 6]] * 40, SearchConfig(beam_size, max_extra=1), batch_tokens=80)
+        assert len(found) == 40
+        assert max(sizes) == {5: 16, 16: 16, 32: 8, 160: 2}[beam_size], "4 tokens each, in eights"
+        sizes.clear()
