@@ -308,7 +308,7 @@ def test_files_without_end_are_scored_in_blocks(translator, monkeypatch):
         (["score", "none", "--source", "source", "--target", "target", "--beam_size", "2"], "unknown flag --beam_size"),
         (["score", NAME, "--source", "source", "--target", "target", "--int8", "--dtype", "bfloat16"], "two precis"),
         (["score", "none", "--source", "source", "--target", "target", "-o", "./source"], "is read and written"),
-        (["score", NAME, "--source", "source", "--target", "target", "--jsonl", "-o", "o"], "target, line 1 is not what nmt"),
+        (["score", NAME, "--source", "source", "--target", "target", "--jsonl", "-o", "o"], "line 1 is not what"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(folder, refused, words, message):  # noqa: F811
