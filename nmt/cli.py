@@ -25,7 +25,7 @@ VERBS = {
     "export": "write a model as ONNX graphs that run without torch",
     "evaluate": "BLEU, chrF, TER or COMET of translations or models, with paired tests",
     "shortlist": "learn which target pieces a source piece can ask for, for faster decoding",
-    "corpus": "fetch or describe the corpus of a card",
+    "corpus": "fetch, check or prepare the corpus of a card",
     "plot": "attention, soft beam or learning curves as a picture",
 }
 

@@ -25,7 +25,7 @@ MAY_CHANGE = {
 compute, what to keep. With anything else it would be another run."""
 
 
-USAGE = "nmt train [--config FILE] [--from MODEL | --resume RUN] [--KEY VALUE ...]"
+USAGE = "nmt train [--config FILE ...] [--from MODEL | --resume RUN] [--KEY VALUE ...]"
 DESCRIPTION = """Trains a model. Every key of a configuration file is a flag, and the flag wins:
 nmt train --config FILE --run runs/mine --model.hidden 256.
 --from MODEL begins a new run with a model's weights and vocabularies; --resume RUN goes on with the same run."""
@@ -80,8 +80,12 @@ def read_config(path: str | Path | None = None, changes: Mapping[str, Any] | Non
     return parse_run(words if path is None else ["--config", str(path), *words])[1]
 
 
-def parse_run(words: Sequence[str]) -> tuple[Any, "TrainConfig"]:
+def parse_run(words: Sequence[str], parser: Any = None) -> tuple[Any, "TrainConfig"]:
     """Parses the words behind `nmt train`.
+
+    Args:
+        words: flags; --config may stand there several times, each file laid over those before it.
+        parser: of another verb, made by `run_parser`; None: that of `nmt train`.
 
     Returns:
         The flags of the command itself (start, resume), and the run that the others describe.
@@ -89,19 +93,29 @@ def parse_run(words: Sequence[str]) -> tuple[Any, "TrainConfig"]:
     Raises:
         UserError: as `read_config`.
     """
-    from jsonargparse import ActionConfigFile
-
     from nmt.config import TrainConfig
 
     for path in files_among(words):
         check_config_file(path, TrainConfig)
-    parser = make_parser("train", DESCRIPTION, USAGE)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the keys below")
-    parser.add_argument("--from", dest="start", default=None, metavar="MODEL", help="model file or run folder")
-    parser.add_argument("--resume", default=None, metavar="RUN", help="folder of the run to go on with")
-    parser.add_class_arguments(TrainConfig, as_group=False)
+    if parser is None:
+        parser = run_parser("train", DESCRIPTION, USAGE)
+        parser.add_argument("--resume", default=None, metavar="RUN", help="folder of the run to go on with")
     chosen = parse(parser, words)
     return chosen, take(chosen, TrainConfig)
+
+
+def run_parser(verb: str, description: str, usage: str) -> Any:
+    """A parser of what describes a run: configuration files, the model that it begins with, and every key."""
+    from jsonargparse import ActionConfigFile
+
+    from nmt.config import TrainConfig
+
+    parser = make_parser(verb, description, usage)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the keys below; several are "
+        "laid over each other in their order")  # fmt: skip
+    parser.add_argument("--from", dest="start", default=None, metavar="MODEL", help="model file or run folder")
+    parser.add_class_arguments(TrainConfig, as_group=False)
+    return parser
 
 
 def files_among(words: Sequence[str]) -> list[str]:

@@ -8,14 +8,23 @@ from nmt.flags import make_parser, parse
 
 
 def main(words: list[str]) -> None:
-    actions: dict[str, Callable[[argparse.Namespace], None]] = {"get": _get, "check": _check, "list": _list}
+    if words[:1] == ["prepare"]:
+        # Its flags are those of nmt train, and come with torch.
+        from nmt.commands.corpus_prepare import main as prepare
+
+        prepare(words[1:])
+        return
+    actions: dict[str, Callable[[argparse.Namespace], None]] = {
+        "get": _get, "check": _check, "prepare": _misplaced, "list": _list
+    }  # fmt: skip
     parser = make_parser(
         "corpus",
-        "get CARD makes the files of a corpus; check CARD tells what is in its splits and what is wrong with it; list "
+        "get CARD makes the files of a corpus; check CARD tells what is in its splits and what is wrong with it; "
+        "prepare CARD trains vocabularies and encodes it for training (nmt corpus prepare --help has its flags); list "
         "names the cards at hand.",
     )
     add = parser.add_argument
-    add("action", help="get, check or list")
+    add("action", help="get, check, prepare or list")
     add("card", nargs="?", default=None, help="name or path of a card")
     add("--directory", default=None, help="where the files go; by default beside the card")
     add("--force", action="store_true", help="get: fetch again what is there")
@@ -31,11 +40,15 @@ def main(words: list[str]) -> None:
             f"there is no 'nmt corpus {chosen.action}'.{did_you_mean(chosen.action, actions)} Give "
             f"{', '.join(list(actions)[:-1])} or {list(actions)[-1]}."
         )
-    if chosen.card is None and chosen.action != "list":
+    if chosen.card is None and chosen.action not in ("list", "prepare"):
         from nmt.corpus import card_names
 
         raise UserError(f"nmt corpus {chosen.action} needs the name of a card: {', '.join(card_names())}")
     actions[chosen.action](chosen)
+
+
+def _misplaced(chosen: argparse.Namespace) -> None:
+    raise UserError("prepare comes first: nmt corpus prepare CARD, then its flags")
 
 
 def _list(chosen: argparse.Namespace) -> None:

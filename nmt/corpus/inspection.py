@@ -1,14 +1,9 @@
 """What is in a parallel text, and what is wrong with it: counts, and where each kind of fault is first seen."""
 
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +11,7 @@ from numpy.typing import NDArray
 from nmt.corpus.fingerprints import Prints, fingerprints, paired, repeated
 from nmt.corpus.oddities import KINDS, oddities
 from nmt.corpus.pairs import Pairs
+from nmt.pool import map_in_order
 from nmt.vocabulary import UNK, Vocabulary
 
 _CHUNK = 10_000
@@ -94,15 +90,9 @@ def inspect(pairs: Pairs, checks: Checks, others: Mapping[str, Pairs] | None = N
     result = Inspection(pairs.name)
     prints: list[tuple[Prints, Prints]] = []
     look = partial(_look, checks=checks)
-    with ExitStack() as stack:
-        parts: Iterable[tuple[Inspection, tuple[Prints, Prints]]] = map(look, _chunks(pairs))
-        if processes > 1:
-            pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-            stack.callback(pool.shutdown, cancel_futures=True)
-            parts = _in_order(pool, look, _chunks(pairs), 2 * processes)
-        for part, both in parts:
-            _add(result, part)
-            prints.append(both)
+    for part, both in map_in_order(look, _chunks(pairs), processes):
+        _add(result, part)
+        prints.append(both)
     if not prints:
         return result
     source, target = (np.concatenate(side) for side in zip(*prints, strict=True))
@@ -114,16 +104,6 @@ def inspect(pairs: Pairs, checks: Checks, others: Mapping[str, Pairs] | None = N
         for side, own, held in zip(("source", "target"), (source, target), theirs, strict=True):
             _mark(result, f"{side} also in {name}", np.isin(own, held))
     return result
-
-
-def _in_order(
-    pool: ProcessPoolExecutor, function: Callable[[Any], Any], chunks: Iterator[Any], most: int
-) -> Iterator[Any]:
-    """What becomes of the chunks, in order; so many are under way at most."""
-    pending = deque(pool.submit(function, chunk) for chunk in islice(chunks, most))
-    while pending:
-        yield pending.popleft().result()
-        pending.extend(pool.submit(function, chunk) for chunk in islice(chunks, 1))
 
 
 def _chunks(pairs: Pairs) -> Iterator[list[tuple[str, str]]]:

@@ -173,6 +173,14 @@ BAD_WORDS = [
     (["corpus", "gett"], "Did you mean 'get'?"),
     (["corpus", "get"], "needs the name of a card"),
     (["corpus", "get", "revers"], "Did you mean 'reverse'?"),
+    (["corpus", "prepare"], "no training text is named; give data.corpus"),
+    (["corpus", "prepare", "revers"], "Did you mean 'reverse'?"),
+    (["corpus", "prepare", "--config", "c.yaml", "reverse"], "data.corpus and data.train_source, ... are both given"),
+    (["corpus", "prepare", "--config", "c.yaml", "--processes", "0"], "processes is 0; give at least 1"),
+    (["corpus", "prepare", "--config", "c.yaml", "--model.hiden", "3"], "Did you mean '--model.hidden'?"),
+    (["corpus", "prepare", "--config", "missing.yaml"], "missing.yaml cannot be read"),
+    (["corpus", "prepare", "--config", "c.yaml", "--from", "none"], "none does not exist; give a model file"),
+    (["corpus", "--force", "prepare"], "prepare comes first: nmt corpus prepare CARD"),
 ]
 
 
@@ -266,13 +274,13 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out == f"nmt {__version__}\n"
 
 
-@pytest.mark.parametrize("verb", list(cli.VERBS))
+@pytest.mark.parametrize("verb", [*cli.VERBS, "corpus prepare"])
 def test_every_flag_has_a_help_line(verb, capsys, monkeypatch):
     parsers = []
     original = flags.parse
-    module = config_file if verb == "train" else import_module(f"nmt.commands.{verb}")
+    module = config_file if verb in ("train", "corpus prepare") else import_module(f"nmt.commands.{verb}")
     monkeypatch.setattr(module, "parse", lambda parser, words: parsers.append(parser) or original(parser, words))
-    assert run(verb, "--help") == 0
+    assert run(*verb.split(), "--help") == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: nmt {verb}")
     for action in parsers[0]._actions:

@@ -174,7 +174,10 @@ def test_the_verb(card, capsys, tmp_path):
     "words, message",
     [
         (["check"], "nmt corpus check needs the name of a card"),
-        (["chekc", "own.yaml"], "there is no 'nmt corpus chekc'. Did you mean 'check'? Give get, check or list"),
+        (
+            ["chekc", "own.yaml"],
+            "there is no 'nmt corpus chekc'. Did you mean 'check'? Give get, check, prepare or list",
+        ),
         (["check", "own.yaml", "--processes", "0"], "processes is 0; give at least 1"),
         (["check", "own.yaml", "--max_ratio", "0.5"], "max_ratio is 0.5; give 1 or more"),
     ],
