@@ -1,5 +1,6 @@
 # Sourced by the recipes and by tests/run.sh: makes .venv with this package in it, once, and again only when
 # setup.cfg changed. Usage: environment [EXTRA], from the root of the checkout.
+# shellcheck shell=bash
 
 environment() {
     local extra=${1:-} stamp wanted python
