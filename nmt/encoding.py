@@ -1,7 +1,10 @@
 """Encoded corpora: ids and lines of all pairs in one memory-mapped Arrow file, cached by what made it."""
 
+import contextlib
+import fcntl
 import hashlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.pool import map_in_order
-from nmt.vocabulary import UNK, Vocabulary
+from nmt.vocabulary import PAD, UNK, Vocabulary
 
 if TYPE_CHECKING:
     import pyarrow
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 _FORMAT = 1
 # Rows of a record batch; all but the last are full, so a row's place is a division.
 _CHUNK = 8192
+# What an Arrow file begins with; a stream of batches follows.
+_MAGIC = b"ARROW1\0\0"
 
 
 class _DamagedError(Exception):
@@ -154,7 +159,8 @@ def encode_pairs(
         pairs: the lines.
         source_vocabulary: encodes the sources.
         target_vocabulary: encodes the targets.
-        cache_dir: folder of the Arrow files, made when missing. A damaged file in it is made anew.
+        cache_dir: folder of the Arrow files, made when missing. A damaged file in it is made anew; what an
+            interruption has left (`.part`) is gone on with.
         max_unknown: largest share of unknown pieces on either side; 1 accepts everything.
         processes: how many share the work; the file has the same bytes with any number.
 
@@ -174,8 +180,8 @@ def encode_pairs(
     vocabularies = source_vocabulary, target_vocabulary
     corpus = _cached(path, checksum, vocabularies)
     if corpus is None:
-        with atomic_path(path) as temporary:
-            _write(temporary, pairs, vocabularies, checksum, processes)
+        with _place(path) as (place, old):
+            _write(place, pairs, vocabularies, checksum, processes, old)
         corpus = EncodedCorpus(path)
     _check_unknown(corpus, pairs, vocabularies, max_unknown)
     return corpus
@@ -198,8 +204,36 @@ def _cached(path: Path, checksum: str, vocabularies: tuple[Vocabulary, Vocabular
     return corpus
 
 
+@contextlib.contextmanager
+def _place(path: Path) -> Iterator[tuple[Path, Path | None]]:
+    """Where a file grows, and what is left of an attempt that broke off there; it has its name when it is whole.
+
+    One process at a time goes on with what is left in a folder; another one that encodes there begins anew.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = os.open(path.parent, os.O_RDONLY)
+            stack.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield stack.enter_context(atomic_path(path)), None
+            return
+        part = path.with_name(f"{path.name}.part")
+        try:
+            yield part, part
+            os.replace(part, path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
 def _write(
-    path: Path, pairs: "Pairs", vocabularies: tuple[Vocabulary, Vocabulary], checksum: str, processes: int
+    path: Path,
+    pairs: "Pairs",
+    vocabularies: tuple[Vocabulary, Vocabulary],
+    checksum: str,
+    processes: int,
+    old: Path | None = None,
 ) -> None:
     import pyarrow as pa
 
@@ -208,14 +242,51 @@ def _write(
     schema = pa.schema(
         [("source", ids), ("target", ids), ("source_line", text), ("target_line", text)], metadata=metadata
     )
-    encoded = map_in_order(partial(_encode, vocabularies), _chunks(pairs), processes)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for both, lines in zip(encoded, _chunks(pairs), strict=True):
+    done = _salvaged(old, schema, pairs, vocabularies) if old is not None else []
+    if done:
+        logger.info("%s is gone on with behind %s pairs", old, f"{len(done) * _CHUNK:,}")
+    # Beside what is left, which has to last until it is copied.
+    growing = path.with_name(f"{path.name}.new") if done else path
+    with pa.OSFile(str(growing), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in done:
+            writer.write_batch(batch)
+        if done:
+            os.replace(growing, path)
+        encoded = map_in_order(partial(_encode, vocabularies), _chunks(pairs, len(done)), processes)
+        for both, lines in zip(encoded, _chunks(pairs, len(done)), strict=True):
             columns = [
                 *(pa.ListArray.from_arrays(pa.array(side.offsets), pa.array(side.values)) for side in both),
                 *(pa.array(side, text) for side in lines),
             ]
             writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _salvaged(
+    old: Path, schema: "pyarrow.Schema", pairs: "Pairs", vocabularies: tuple[Vocabulary, Vocabulary]
+) -> "list[pyarrow.RecordBatch]":
+    """The whole batches at the beginning of a file that broke off; its table of contents, at the end, is not needed."""
+    import pyarrow as pa
+
+    done: list[pyarrow.RecordBatch] = []
+    try:
+        stream = pa.memory_map(str(old))
+        stream.seek(len(_MAGIC))
+        reader = pa.ipc.open_stream(stream)
+        if not reader.schema.equals(schema, check_metadata=True):
+            return done
+        for batch, lines in zip(reader, _chunks(pairs), strict=False):
+            batch.validate(full=True)
+            # A machine that went down may have left zeros, which are valid, too.
+            same = all(batch.column(2 + side).to_pylist() == lines[side] for side in (0, 1))
+            ids = [_ids_of(batch.column(side)).values for side in (0, 1)]
+            known = all(not len(i) or (i.min() > PAD and i.max() < len(v))
+                        for i, v in zip(ids, vocabularies, strict=True))  # fmt: skip
+            if batch.num_rows != _CHUNK or not (same and known):
+                break
+            done.append(batch)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, _DamagedError):
+        pass
+    return done
 
 
 def _encode(
@@ -232,8 +303,8 @@ def _joined(rows: list[list[int]]) -> _Ids:
     return _Ids(offsets, np.fromiter(chain.from_iterable(rows), np.int32, int(offsets[-1])))
 
 
-def _chunks(pairs: "Pairs") -> Iterator[tuple[list[str], list[str]]]:
-    for start in range(0, len(pairs), _CHUNK):
+def _chunks(pairs: "Pairs", first: int = 0) -> Iterator[tuple[list[str], list[str]]]:
+    for start in range(first * _CHUNK, len(pairs), _CHUNK):
         yield pairs.source[start : start + _CHUNK], pairs.target[start : start + _CHUNK]
 
 

@@ -96,79 +96,11 @@ train_seeds() { # train_seeds NAME [FLAG ...]: a run a seed; those that have end
     done
 }
 
-if wanted 0; then
-    echo "== stage 0: environment"
-    . recipes/environment.sh
-    environment
-    finish 0
-fi
-
-if wanted 1; then
-    echo "== stage 1: corpus get"
-    nmt corpus get "$corpus"
-    keep_choice "$chosen"
-    finish 1
-fi
-keep_choice "$chosen"
-
-if wanted 2; then
-    echo "== stage 2: corpus check"
-    nmt corpus check "$corpus" --filtered --processes "$processes" --json "$dir/corpus.json" | tee "$dir/corpus.txt"
-    finish 2
-fi
-
-# shellcheck disable=SC2086
-layers $config
-if wanted 3 "$seeds"; then
-    echo "== stage 3: corpus prepare"
-    for one in $seeds; do
-        mkdir -p "$dir/seed$one"
-        # shellcheck disable=SC2086
-        nmt corpus prepare "${flags[@]}" "${data[@]}" --seed "$one" --processes "$processes" \
-            --json "$dir/seed$one/prepared.json" $train_flags
-    done
-    finish 3 "$seeds"
-fi
-
-if wanted 4 "$seeds"; then
-    echo "== stage 4: cross-entropy"
-    train_seeds cross_entropy "${flags[@]}" "${data[@]}" --trainer.keep "$average"
-    finish 4 "$seeds"
-fi
-
-systems="cross_entropy"
-if [ -n "$soft_config" ]; then
-    systems="cross_entropy soft_beam"
-    if wanted 5 "$seeds"; then
-        echo "== stage 5: soft beam"
-        # shellcheck disable=SC2086
-        layers $soft_config
-        # shellcheck disable=SC2086
-        train_seeds soft_beam "${flags[@]}" "${data[@]}" --trainer.keep "$average" $soft_flags
-        finish 5 "$seeds"
-    fi
-fi
-
-if [ "$average" -gt 0 ]; then
-    if wanted 6 "$seeds"; then
-        echo "== stage 6: averages"
-        for one in $seeds; do
-            for name in $systems; do
-                run=$dir/seed$one/$name
-                mean=$run.average.safetensors
-                if [ -z "$stage" ] && [ -f "$mean" ] && [ ! "$run.done" -nt "$mean" ]; then continue; fi
-                nmt average "$run" -o "$mean"
-            done
-        done
-        finish 6 "$seeds"
-    fi
-    for name in $systems; do systems="$systems $name.average"; done
-fi
-
 hypotheses() { # hypotheses SYSTEM [ENDING]: its translations, a file a seed
     local one
     for one in $seeds; do printf '%s ' "$dir/seed$one/$1.beam$beam${2:-}.txt"; done
 }
+
 compare() { # compare REFERENCE ENDING [FLAG ...]: of each system the scores, then the soft beam against its start
     local reference=$1 ending=$2 name
     shift 2
@@ -185,59 +117,135 @@ compare() { # compare REFERENCE ENDING [FLAG ...]: of each system the scores, th
             --reference "$reference" "$@"
     fi
 }
-if wanted 7 "$seeds, $systems, beam $beam, $tokenized"; then
-    echo "== stage 7: test set"
-    python recipes/split.py "$corpus" test "$dir/test.source" "$dir/test.reference" ${direction:+--direction "$direction"}
-    shared=(--threads "$threads")
-    [ "$processes" -gt 1 ] && shared=(--processes "$processes")
-    for one in $seeds; do
-        for name in $systems; do
-            model=$dir/seed$one/$name.safetensors
-            [ -f "$model" ] || model=$dir/seed$one/$name/model.safetensors
-            output=$dir/seed$one/$name.beam$beam.txt
-            if [ -n "$stage" ] || [ ! -f "$output" ] || [ "$model" -nt "$output" ]; then
-                nmt translate "$model" "$dir/test.source" --beam_size "$beam" "${shared[@]}" -o "$output"
-            fi
+
+# A function is read whole before it runs, and a line is, so that an edit of this file leaves a run of days alone.
+run_stages() {
+    if wanted 0; then
+        echo "== stage 0: environment"
+        . recipes/environment.sh
+        environment
+        finish 0
+    fi
+
+    if wanted 1; then
+        echo "== stage 1: corpus get"
+        nmt corpus get "$corpus"
+        keep_choice "$chosen"
+        finish 1
+    fi
+    keep_choice "$chosen"
+
+    if wanted 2; then
+        echo "== stage 2: corpus check"
+        nmt corpus check "$corpus" --filtered --processes "$processes" --json "$dir/corpus.json" | tee "$dir/corpus.txt"
+        finish 2
+    fi
+
+    # shellcheck disable=SC2086
+    layers $config
+    if wanted 3 "$seeds"; then
+        echo "== stage 3: corpus prepare"
+        for one in $seeds; do
+            mkdir -p "$dir/seed$one"
+            # shellcheck disable=SC2086
+            nmt corpus prepare "${flags[@]}" "${data[@]}" --seed "$one" --processes "$processes" \
+                --json "$dir/seed$one/prepared.json" $train_flags
         done
-    done
-    compare "$dir/test.reference" "" | tee "$dir/result.txt"
-    if [ -n "$tokenized" ]; then
-        reference=$dir/test.reference ending=
-        if [ "$tokenized" = moses ]; then
-            language=$(cat "$dir/test.reference.language")
-            reference=$dir/test.reference.tok ending=.tok
-            python recipes/moses.py "$language" <"$dir/test.reference" >"$reference"
-            for name in $systems; do
-                for file in $(hypotheses "$name"); do
-                    python recipes/moses.py "$language" <"$file" >"${file%.txt}.tok.txt"
+        finish 3 "$seeds"
+    fi
+
+    if wanted 4 "$seeds"; then
+        echo "== stage 4: cross-entropy"
+        train_seeds cross_entropy "${flags[@]}" "${data[@]}" --trainer.keep "$average"
+        finish 4 "$seeds"
+    fi
+
+    systems="cross_entropy"
+    if [ -n "$soft_config" ]; then
+        systems="cross_entropy soft_beam"
+        if wanted 5 "$seeds"; then
+            echo "== stage 5: soft beam"
+            # shellcheck disable=SC2086
+            layers $soft_config
+            # shellcheck disable=SC2086
+            train_seeds soft_beam "${flags[@]}" "${data[@]}" --trainer.keep "$average" $soft_flags
+            finish 5 "$seeds"
+        fi
+    fi
+
+    if [ "$average" -gt 0 ]; then
+        if wanted 6 "$seeds"; then
+            echo "== stage 6: averages"
+            for one in $seeds; do
+                for name in $systems; do
+                    run=$dir/seed$one/$name
+                    mean=$run.average.safetensors
+                    if [ -z "$stage" ] && [ -f "$mean" ] && [ ! "$run.done" -nt "$mean" ]; then continue; fi
+                    nmt average "$run" -o "$mean"
                 done
             done
+            finish 6 "$seeds"
         fi
-        {
-            echo
-            echo "tokenised text ($tokenized)"
-            compare "$reference" "$ending" --tokenize none --metrics bleu
-        } | tee -a "$dir/result.txt"
+        for name in $systems; do systems="$systems $name.average"; done
     fi
-    finish 7 "$seeds, $systems, beam $beam, $tokenized"
-fi
 
-if wanted 8 "$seeds"; then
-    echo "== stage 8: pictures"
-    first=$dir/seed${seeds%% *}
-    last=$first/${soft_config:+soft_beam}
-    [ -n "$soft_config" ] || last=$first/cross_entropy
-    sentence=$(awk 'NF >= 6 && NF <= 16 { print; exit }' "$dir/test.source")
-    sentence=${sentence:-$(sed -n 1p "$dir/test.source")}
-    nmt plot attention "$last" --text "$sentence" -o "$dir/attention.png"
-    nmt plot beam "$last" --text "$sentence" -o "$dir/beam.png"
-    nmt plot curves "$first/cross_entropy" ${soft_config:+"$first/soft_beam"} -o "$dir/curves.png"
-    finish 8 "$seeds"
-fi
+    if wanted 7 "$seeds, $systems, beam $beam, $tokenized"; then
+        echo "== stage 7: test set"
+        python recipes/split.py "$corpus" test "$dir/test.source" "$dir/test.reference" \
+            ${direction:+--direction "$direction"}
+        shared=(--threads "$threads")
+        [ "$processes" -gt 1 ] && shared=(--processes "$processes")
+        for one in $seeds; do
+            for name in $systems; do
+                model=$dir/seed$one/$name.safetensors
+                [ -f "$model" ] || model=$dir/seed$one/$name/model.safetensors
+                output=$dir/seed$one/$name.beam$beam.txt
+                if [ -n "$stage" ] || [ ! -f "$output" ] || [ "$model" -nt "$output" ]; then
+                    nmt translate "$model" "$dir/test.source" --beam_size "$beam" "${shared[@]}" -o "$output"
+                fi
+            done
+        done
+        compare "$dir/test.reference" "" | tee "$dir/result.txt"
+        if [ -n "$tokenized" ]; then
+            reference=$dir/test.reference ending=
+            if [ "$tokenized" = moses ]; then
+                language=$(cat "$dir/test.reference.language")
+                reference=$dir/test.reference.tok ending=.tok
+                python recipes/moses.py "$language" <"$dir/test.reference" >"$reference"
+                for name in $systems; do
+                    for file in $(hypotheses "$name"); do
+                        python recipes/moses.py "$language" <"$file" >"${file%.txt}.tok.txt"
+                    done
+                done
+            fi
+            {
+                echo
+                echo "tokenised text ($tokenized)"
+                compare "$reference" "$ending" --tokenize none --metrics bleu
+            } | tee -a "$dir/result.txt"
+        fi
+        finish 7 "$seeds, $systems, beam $beam, $tokenized"
+    fi
 
-if [ -f "$dir/stage8.done" ]; then
-    echo
-    cat "$dir/result.txt"
-    echo
-    echo "scores $dir/result.txt; pictures $dir/{attention,beam,curves}.png; models $dir/seed*/"
-fi
+    if wanted 8 "$seeds"; then
+        echo "== stage 8: pictures"
+        first=$dir/seed${seeds%% *}
+        last=$first/${soft_config:+soft_beam}
+        [ -n "$soft_config" ] || last=$first/cross_entropy
+        sentence=$(awk 'NF >= 6 && NF <= 16 { print; exit }' "$dir/test.source")
+        sentence=${sentence:-$(sed -n 1p "$dir/test.source")}
+        nmt plot attention "$last" --text "$sentence" -o "$dir/attention.png"
+        nmt plot beam "$last" --text "$sentence" -o "$dir/beam.png"
+        nmt plot curves "$first/cross_entropy" ${soft_config:+"$first/soft_beam"} -o "$dir/curves.png"
+        finish 8 "$seeds"
+    fi
+
+    if [ -f "$dir/stage8.done" ]; then
+        echo
+        cat "$dir/result.txt"
+        echo
+        echo "scores $dir/result.txt; pictures $dir/{attention,beam,curves}.png; models $dir/seed*/"
+    fi
+}
+
+run_stages; exit

@@ -39,7 +39,7 @@ if [ -z "$help" ]; then
         for language in "$source" "$target"; do
             file=${!split}.$language
             [ -f "$file" ] || file=$file.gz
-            [ -f "$file" ] || refuse "there is no ${!split}.$language, nor one with .gz; --$split names both files without their language"
+            [ -f "$file" ] || refuse "there is no ${!split}.$language (or .gz); --$split names both files, without .$language"
             files[$language]=$(cd "$(dirname "$file")" && pwd)/$(basename "$file")
         done
         splits+="  $split: {source: \"${files[$source]}\", target: \"${files[$target]}\"}"$'\n'

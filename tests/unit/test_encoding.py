@@ -1,4 +1,6 @@
+import fcntl
 import logging
+import os
 import pickle
 import random
 
@@ -136,3 +138,60 @@ def test_a_folder_that_cannot_be_written(pairs, vocabularies, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         encode_pairs(pairs, *vocabularies, tmp_path / "file")
+
+
+class Breaks(Vocabulary):
+    """Fails at its n-th call; counts them."""
+
+    calls, at = 0, 0
+
+    def encode(self, lines):
+        Breaks.calls += 1
+        if Breaks.calls == Breaks.at:
+            raise KeyboardInterrupt
+        return super().encode(lines)
+
+
+def test_what_broke_off_is_gone_on_with(pairs, vocabularies, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "_CHUNK", 7)
+    whole = encode_pairs(pairs, *vocabularies, tmp_path / "whole").path.read_bytes()
+    breaking = Breaks(vocabularies[0].model), vocabularies[1]
+    # Twice: behind 5 of the 15 chunks, and behind 3 more.
+    for at, calls in ((6, 6), (4, 4)):
+        Breaks.calls, Breaks.at = 0, at
+        with pytest.raises(KeyboardInterrupt):
+            encode_pairs(pairs, *breaking, tmp_path / "cache")
+        assert Breaks.calls == calls
+        (part,) = (tmp_path / "cache").iterdir()
+        assert part.suffix == ".part"
+    Breaks.calls, Breaks.at = 0, 0
+    again = encode_pairs(pairs, *breaking, tmp_path / "cache")
+    assert Breaks.calls == 15 - 5 - 3
+    assert again.path.read_bytes() == whole and list((tmp_path / "cache").iterdir()) == [again.path]
+
+
+def test_any_rest_of_a_file_leads_to_the_same_bytes(pairs, vocabularies, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "_CHUNK", 7)
+    path = encode_pairs(pairs, *vocabularies, tmp_path).path
+    whole, part = path.read_bytes(), path.with_name(f"{path.name}.part")
+    generator = random.Random(2)
+    lengths = [0, 1, 7, 8, 9, len(whole) - 1, len(whole), *generator.sample(range(len(whole)), 40)]
+    rests = [whole[:length] for length in lengths]
+    # The end of another corpus, and blocks that a crash of the machine has left empty.
+    rests += [b"x" * 5_000, whole.replace(b"checksum", b"chicksum"), whole[:3_000] + bytes(len(whole) - 3_000)]
+    for rest in rests:
+        path.unlink()
+        part.write_bytes(rest)
+        assert encode_pairs(pairs, *vocabularies, tmp_path).path.read_bytes() == whole, (len(rest), rest[-9:])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_who_finds_the_folder_at_work_begins_anew(pairs, vocabularies, tmp_path):
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    left = tmp_path / "other.part"
+    left.write_bytes(b"theirs")
+    corpus = encode_pairs(pairs, *vocabularies, tmp_path)
+    assert len(corpus) == len(pairs) and left.read_bytes() == b"theirs"
+    assert {path.name for path in tmp_path.iterdir()} == {corpus.path.name, left.name}
+    os.close(folder)

@@ -28,7 +28,7 @@ def contents(folder):
 
 @pytest.fixture
 def config(small_corpus, tmp_path):
-    config = make_config(tmp_path / "run", small_corpus, {"data.cache": str(tmp_path / "cache"), "data.max_length": 9})
+    config = make_config(tmp_path / "run", small_corpus, {"data.cache": str(tmp_path / "cache"), "data.max_length": 4})
     write_config(tmp_path / "c.yaml", config)
     return config
 
@@ -89,7 +89,7 @@ def test_the_report_counts(config, small_corpus, tmp_path, joint):
         assert split["pairs"] == len(pairs)
         assert split["pieces"] == [sum(map(len, side)) for side in rows]
         assert split["unknown"] == [sum(row.count(UNK) for row in side) for side in rows]
-        assert split["too_long"] == sum(max(map(len, pair)) > 9 for pair in zip(*rows, strict=True))
+        assert split["too_long"] == sum(max(map(len, pair)) > 4 for pair in zip(*rows, strict=True))
     assert min(report["splits"][1]["unknown"]) > 0 and 0 < report["splits"][0]["too_long"] < 200
 
 
