@@ -141,7 +141,7 @@ class TrainingStream:
             max_length: pairs with more pieces on a side are left out; None keeps all.
             sampling: strength of subword regularisation, 0 is off; see `Vocabulary.sample`.
             vocabularies: of source and target, needed for sampling.
-            rank: this process takes the batches b with b % world == rank.
+            rank: this process takes the batches b with (b - start_batch) % world == rank.
             world: number of processes; an incomplete last round of a finite stream is left out, so that all
                 have equally many.
 
@@ -150,8 +150,8 @@ class TrainingStream:
         """
         if sampling and vocabularies is None:
             raise UserError(f"sampling is {sampling}, which needs the vocabularies; pass them or set sampling to 0.")
-        if not 0 <= rank < world or start_batch % world:
-            raise ValueError(f"rank {rank} of {world}, start_batch {start_batch}: not a whole number of rounds")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} of {world}: ranks count from 0")
         self.corpus, self.budget, self.seed = corpus, budget, seed
         self.start_batch, self.epochs = start_batch, epochs
         self.sampling, self._vocabularies = sampling, vocabularies
@@ -174,7 +174,8 @@ class TrainingStream:
             plan = self._plan(epoch)
             last = self._last_whole_round(first + len(plan)) if epoch + 1 == self.epochs else None
             for number, rows in enumerate(plan, start=first):
-                if number >= self.start_batch and number % self.world == self.rank:
+                place = number - self.start_batch
+                if place >= 0 and place % self.world == self.rank:
                     if last is not None and number >= last:
                         return
                     yield collate(self.corpus, rows, epoch, self._sampler(number) if self.sampling else None)
@@ -182,7 +183,7 @@ class TrainingStream:
             epoch += 1
 
     def _last_whole_round(self, total: int) -> int:
-        return total - total % self.world
+        return total - (total - self.start_batch) % self.world
 
     def _locate(self, number: int) -> tuple[int, int]:
         """The epoch of a batch and the number of that epoch's first batch."""

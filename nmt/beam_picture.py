@@ -21,6 +21,8 @@ class BeamPicture(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TranslationModule)
+        if not pl_module.world.is_first:
+            return
         # matplotlib takes most of a second to import: only runs that draw wait for it.
         from nmt.plots import draw_beam, save_figure, trace_beam
         from nmt.translator import Translator

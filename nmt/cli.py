@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import NoReturn, TextIO
 
 from nmt import __version__
-from nmt.errors import UserError, did_you_mean
+from nmt.errors import EXIT_PREEMPTED, LostError, PreemptedError, ToldError, UserError, did_you_mean
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """No more can be written: the user's disk, quota or limit, not a bug."""
@@ -31,7 +31,8 @@ VERBS = {
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs a command line and exits: 0 when done, 2 for a mistake of the user, 130 when interrupted."""
+    """Runs a command line and exits: 0 when done, 1 when a process of the run is lost, 2 for a mistake of the user, 75
+    when preempted, 130 when interrupted."""
     words = list(sys.argv[1:] if words is None else words)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for noisy in ("jsonargparse", "matplotlib", "datasets", "httpx", "fsspec"):
@@ -39,8 +40,14 @@ def main(words: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         sys.exit(_run(words))
+    except ToldError:
+        sys.exit(2)
     except UserError as error:
         _refuse(str(error))
+    except PreemptedError as error:
+        _end(str(error), EXIT_PREEMPTED)
+    except LostError as error:
+        _end(str(error), 1)
     except BrokenPipeError:
         # The reader of our output left; there is nobody to tell.
         _silence(sys.stdout)
@@ -83,5 +90,10 @@ def _usage() -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    print(f"nmt: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    _end(message, 2)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    if message:
+        print(f"nmt: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

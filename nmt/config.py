@@ -108,15 +108,18 @@ class TrainerConfig:
     patience: int = 10
     """Validations without a better dev BLEU after which training stops; 0: never."""
     accumulate: int = 1
-    """Batches an update."""
+    """Batches an update, in each process; their gradient is that of all their tokens (or sentences) together."""
     clip: float = 1.0
     """Largest norm of the gradient; 0: no clipping."""
     precision: Literal["32", "bf16", "16"] = "32"
     """32: float32; bf16, 16: automatic mixed precision."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: a GPU when there is one."""
+    devices: int = 1
+    """Processes on this host, each with a GPU of its own where there are any. torchrun and srun start the processes
+    themselves; then leave it out."""
     threads: int = 0
-    """Threads of torch on the CPU; 0: its own choice."""
+    """Threads of torch on the CPU, in each process; 0: its own choice, shared out among the processes of this host."""
     log_every: int = 50
     """Updates from one line of the log to the next."""
     keep: int = 0
@@ -124,7 +127,7 @@ class TrainerConfig:
     validation at the end counts only if validate_every divides it. 0: the best one alone."""
 
     def __post_init__(self) -> None:
-        _check_least("trainer", self, 1, "max_steps", "validate_every", "accumulate", "log_every")
+        _check_least("trainer", self, 1, "max_steps", "validate_every", "accumulate", "devices", "log_every")
         _check_least("trainer", self, 0, "patience", "clip", "threads", "keep")
         _check_choice("trainer", self, precision=("32", "bf16", "16"), device=("auto", "cpu", "gpu"))
         for name in ("max_epochs", "max_minutes"):

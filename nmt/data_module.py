@@ -1,6 +1,7 @@
 """Corpus to batches: reads the pairs, makes or takes the vocabularies, keeps the place in the stream."""
 
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -25,13 +26,15 @@ logger = logging.getLogger(__name__)
 class TranslationData(pl.LightningDataModule):
     """Training and dev batches.
 
-    Its state is one number, how many batches have been trained on: batch b of the stream is a pure function
-    of corpus, budget, seed and b, so a resumed run sees the very batches that an unbroken one sees.
+    Its state is one number, how many batches have been trained on, by all processes: batch b of the stream is a pure
+    function of corpus, budget, seed and b, so a resumed run sees the very batches that an unbroken one sees, whatever
+    the number of processes.
 
     Args:
         config: section `data`.
         seed: of the vocabulary and of the order of the batches.
         vocabularies: of a checkpoint, source and target; None: trained on the training text.
+        rank, world: which process of how many this is, see `TrainingStream`.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class TranslationData(pl.LightningDataModule):
         config: DataConfig,
         seed: int,
         vocabularies: tuple[Vocabulary, Vocabulary] | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         super().__init__()
         self.config = config
@@ -58,6 +63,8 @@ class TranslationData(pl.LightningDataModule):
             max_length=config.max_length,
             sampling=config.vocabulary.sampling,
             vocabularies=(self.source_vocabulary, self.target_vocabulary),
+            rank=rank,
+            world=world,
         )
 
     def _encode(self, pairs: Pairs, cache: Path) -> EncodedCorpus:
@@ -76,7 +83,7 @@ class TranslationData(pl.LightningDataModule):
 
     def train_dataloader(self) -> "NumberedBatches":
         self.stream.start_batch = self.trained_batches
-        return NumberedBatches(self.stream, self.trained_batches)
+        return NumberedBatches(self.stream)
 
     def updates(self, settings: TrainerConfig) -> int:
         """The updates that max_steps and max_epochs allow: whole ones, and one at least.
@@ -87,11 +94,12 @@ class TranslationData(pl.LightningDataModule):
         if settings.max_epochs is None:
             return settings.max_steps
         batches = epoch = 0
+        an_update = settings.accumulate * self.stream.world
         # To plan an epoch takes time: none is planned that max_steps does not reach.
-        while epoch < settings.max_epochs and batches < settings.max_steps * settings.accumulate:
+        while epoch < settings.max_epochs and batches < settings.max_steps * an_update:
             batches += self.stream.batches_in_epoch(epoch)
             epoch += 1
-        return min(settings.max_steps, max(1, batches // settings.accumulate))
+        return min(settings.max_steps, max(1, batches // an_update))
 
     def val_dataloader(self) -> DataLoader:
         lengths = self.dev_corpus.source_lengths + 1
@@ -112,12 +120,12 @@ class TranslationData(pl.LightningDataModule):
 class NumberedBatches:
     """Batches with their number in the run, from which the randomness of a step is drawn."""
 
-    def __init__(self, stream: TrainingStream, first: int) -> None:
+    def __init__(self, stream: TrainingStream) -> None:
         self.stream = stream
-        self.first = first
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
-        return enumerate(self.stream, start=self.first)
+        first, world = self.stream.start_batch + self.stream.rank, self.stream.world
+        return zip(itertools.count(first, world), self.stream, strict=False)
 
 
 def read_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:

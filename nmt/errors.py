@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user rather than for the developer."""
+"""The exceptions that are meant for the user rather than for the developer."""
 
 import difflib
 import re
@@ -11,6 +11,24 @@ class UserError(ValueError):
     The command line prints it as one line and exits with code 2; any other exception is a bug of
     ours and keeps its stack trace.
     """
+
+
+class ToldError(UserError):
+    """A mistake that another process of the run tells; this one ends with the same code and says nothing."""
+
+
+class LostError(Exception):
+    """A process of the run is gone: nobody's mistake and no bug of ours. The command line prints it as one line and
+    exits with code 1."""
+
+
+class PreemptedError(Exception):
+    """A run was asked to make room (SIGTERM) and has saved its state. The command line prints it as one line and exits
+    with code 75."""
+
+
+EXIT_PREEMPTED = 75
+"""EX_TEMPFAIL of sysexits.h: try again later."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

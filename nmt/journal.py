@@ -44,6 +44,12 @@ class Journal(pl.Callback):
         self.source_tokens = self.target_tokens = self.cells = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TranslationModule)
+        if pl_module.world.is_first:
+            self._begin(trainer)
+        self._reset()
+
+    def _begin(self, trainer: pl.Trainer) -> None:
         drop_after(self.path, trainer.global_step)
         if sys.stderr.isatty():
             self.bar = Progress(
@@ -57,7 +63,6 @@ class Journal(pl.Callback):
                 "training", total=trainer.max_steps, completed=trainer.global_step, figures=""
             )
             self.bar.start()
-        self._reset()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         # When the batch has ended, the schedule has gone on to the next update.
@@ -83,6 +88,15 @@ class Journal(pl.Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith("train/")
         }
+        assert isinstance(pl_module, TranslationModule)
+        # Speed is that of all processes; of their figures the mean is told.
+        parts = pl_module.world.gather((figures, self.source_tokens, self.target_tokens, self.cells))
+        if not pl_module.world.is_first:
+            self._reset()
+            return
+        if len(parts) > 1:
+            figures = {name: sum(part[0][name] for part in parts) / len(parts) for name in figures}
+            self.source_tokens, self.target_tokens, self.cells = (sum(part[i] for part in parts) for i in (1, 2, 3))
         figures |= {
             "lr": self.lr,
             "source_tokens_per_second": self.source_tokens / seconds,
@@ -115,9 +129,10 @@ class Journal(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("dev/")}
-        if not figures:
+        assert isinstance(pl_module, TranslationModule)
+        if not figures or not pl_module.world.is_first:
             return
-        if isinstance(pl_module, TranslationModule) and pl_module.dev_score is not None:
+        if pl_module.dev_score is not None:
             figures["dev/bleu"] = pl_module.dev_score.value  # Lightning rounds to float32
         seconds = time.perf_counter() - self.validation_began
         self.began += seconds  # the time of a validation is not training time

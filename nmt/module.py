@@ -13,13 +13,14 @@ from nmt.batching import Batch
 from nmt.checkpoint import Checkpoint
 from nmt.config import OptimizerConfig, TrainConfig
 from nmt.data_module import TranslationData
-from nmt.errors import UserError
 from nmt.evaluation import Score, bleu
+from nmt.gradient import UpdateGradient
 from nmt.models import Seq2Seq, decoding_form
 from nmt.objectives import BSO, CrossEntropy, MinRisk, Objective, ScheduledSampling, SoftBeam
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import shifted
 from nmt.search import beam_search
+from nmt.world import World
 
 
 def make_objective(config: TrainConfig) -> Objective:
@@ -50,10 +51,18 @@ class TranslationModule(pl.LightningModule):
     """Trains a model by an objective and scores it by beam BLEU.
 
     The randomness of a step (dropout, restarts) is drawn from the run's seed and the number of the batch, so
-    that nothing of it has to be carried through a checkpoint.
+    that nothing of it has to be carried through a checkpoint, and that it does not matter which process has the batch.
+
+    Args:
+        config: the run.
+        checkpoint: the model and its vocabularies.
+        data: its batches, those of this process.
+        world: the processes that train together.
     """
 
-    def __init__(self, config: TrainConfig, checkpoint: Checkpoint, data: TranslationData) -> None:
+    def __init__(
+        self, config: TrainConfig, checkpoint: Checkpoint, data: TranslationData, world: World | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.checkpoint = checkpoint
@@ -63,6 +72,9 @@ class TranslationModule(pl.LightningModule):
             # Weights of a run that is resumed replace the copy's, too.
             self.objective.stay_near(self.model)
         self.data = data
+        self.world = world or World()
+        self.gradient = UpdateGradient(self.world, config.trainer.accumulate, config.data.batch_tokens)
+        self.ends_update = True
         # What training by beam search is to gain shows beside greedy search.
         self.dev_searches = {"bleu": config.search}
         if config.objective != "cross_entropy":
@@ -70,7 +82,7 @@ class TranslationModule(pl.LightningModule):
         self.dev_hypotheses: dict[str, dict[int, str]] = {}
         # In a list, so that it is no part of the module and of its checkpoints.
         self.dev_decoder: list[Seq2Seq] = []
-        self.dev_nll = torch.zeros((), dtype=torch.float64)
+        self.dev_nll: dict[int, Tensor] = {}
         self.dev_tokens = 0
         self.dev_score: Score | None = None
         self.after_backward: Mapping[str, Tensor] = {}
@@ -81,26 +93,40 @@ class TranslationModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.model.train()
 
-    def training_step(self, batch: tuple[int, Batch], _: int) -> dict[str, Any]:
+    @property
+    def reports(self) -> bool:
+        """Whether the present update is one that the log tells of."""
+        return self.trainer.global_step % self.config.trainer.log_every == 0
+
+    def training_step(self, batch: tuple[int, Batch], batch_idx: int) -> dict[str, Any]:
         number, batch_ = batch
         torch.manual_seed((self.config.seed * 1_000_003 + number) % 2**63)
-        value, figures, self.after_backward = self.objective(self.model, batch_, self.trainer.global_step)
-        if self.trainer.global_step % self.config.trainer.log_every == 0 and not torch.isfinite(value):
-            raise UserError(self._diverged("loss", value.item()))
+        found = self.objective(self.model, batch_, self.trainer.global_step)
+        value, figures, self.after_backward, normaliser = found
+        if self.world.size == 1 and self.reports and not torch.isfinite(value):
+            raise self.world.error(self._diverged("loss", value.item()))
         self.log("train/loss", value, on_step=True, on_epoch=False)
         for name, figure in figures.items():
             self.log(f"train/{name}", figure, on_step=True, on_epoch=False)
-        return {"loss": value, "figures": figures, "batch": batch_}
+        place = batch_idx % self.config.trainer.accumulate
+        self.ends_update = place + 1 == self.config.trainer.accumulate
+        loss = self.gradient.weigh(value, normaliser, first=place == 0)
+        return {"loss": loss, "figures": figures, "batch": batch_}
 
     def on_after_backward(self) -> None:
         for name, squares in self.after_backward.items():
-            self.log(f"train/{name}", squares.sqrt(), on_step=True, on_epoch=False)
+            self.log(f"train/{name}", squares.sqrt() / self.gradient.weight, on_step=True, on_epoch=False)
         self.after_backward = {}
+        # Here, not before the optimiser's step: a scaler of float16 has to see the sums of all processes.
+        if self.ends_update and not self.gradient.finish(list(self.parameters())) and self.reports:
+            raise self.world.error(self._diverged("loss", math.nan))
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.data.trained_batches += 1
+        self.data.trained_batches += self.world.size
 
-    def validation_step(self, batch: Batch, _: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if batch_idx % self.world.size != self.world.rank:
+            return
         for name, search in self.dev_searches.items():
             found = beam_search(self.dev_decoder[0], batch.source, batch.source_lengths, search)
             for row, hypotheses in zip(batch.indices, found, strict=True):
@@ -110,26 +136,32 @@ class TranslationModule(pl.LightningModule):
             shifted(self.model, batch.target), self.model.encode(batch.source, batch.source_lengths)
         )
         nll = forced_nll(self.model, features, batch.target, 0.0)[1]
-        self.dev_nll += nll.double()
+        self.dev_nll[batch_idx] = nll.double()
         self.dev_tokens += int(batch.target_lengths.sum())
 
     def on_validation_epoch_start(self) -> None:
         self.dev_hypotheses = {name: {} for name in self.dev_searches}
         self.dev_decoder = [decoding_form(self.model)]
-        self.dev_nll = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.dev_nll = {}
         self.dev_tokens = 0
 
     def on_validation_epoch_end(self) -> None:
         self.dev_decoder = []
         references = self.data.dev_pairs.target
-        nll = (self.dev_nll / self.dev_tokens).float()
+        # Everyone has all of it, and decides by it what everyone decides. Summed up in the order of the batches.
+        parts = self.world.gather(
+            ({number: float(nll) for number, nll in self.dev_nll.items()}, self.dev_tokens, self.dev_hypotheses)
+        )
+        nlls = {number: nll for part, _, _ in parts for number, nll in part.items()}
+        tokens = sum(count for _, count, _ in parts)
+        nll = torch.tensor(sum(nlls[number] for number in sorted(nlls)) / tokens)
         if not torch.isfinite(nll):
             # Before anything is saved: the last good checkpoint stays.
-            raise UserError(self._diverged("dev nll", nll.item()))
-        scores = {
-            name: bleu([found.get(row, "") for row in range(len(references))], references)
-            for name, found in self.dev_hypotheses.items()
-        }
+            raise self.world.error(self._diverged("dev nll", nll.item()))
+        scores = {}
+        for name in self.dev_searches:
+            found = {row: line for _, _, some in parts for row, line in some[name].items()}
+            scores[name] = bleu([found.get(row, "") for row in range(len(references))], references)
         self.dev_score = scores["bleu"]
         if self.regular_validation:
             self._reduce_on_plateau(self.dev_score.value)
@@ -186,7 +218,11 @@ class TranslationModule(pl.LightningModule):
         self.log("train/gradient_norm", norm, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["run"] = {"plateau": [self.plateau_scale, self.plateau_best, self.plateau_waited]}
+        checkpoint["run"] = {
+            "plateau": [self.plateau_scale, self.plateau_best, self.plateau_waited],
+            # Of all processes, an update.
+            "batches": self.config.trainer.accumulate * self.world.size,
+        }
         # A run that began from another model has that model's vocabularies, which the text cannot give back.
         checkpoint["vocabularies"] = [
             torch.frombuffer(bytearray(vocabulary.model), dtype=torch.uint8)
@@ -195,3 +231,12 @@ class TranslationModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.plateau_scale, self.plateau_best, self.plateau_waited = checkpoint["run"]["plateau"]
+        # Lightning counts the batches of a process, by which it knows when an update is full and a validation due.
+        # What is saved is always a whole update, but the processes may have been more or fewer.
+        updates, loop = checkpoint["global_step"], checkpoint["loops"]["fit_loop"]
+        for counts in ("total", "current"):
+            progress = loop["epoch_loop.batch_progress"][counts]
+            progress.update(dict.fromkeys(progress, updates * self.config.trainer.accumulate))
+        # It counts the update once more where it passes a validation over that the checkpoint has behind it.
+        validated = updates % self.config.trainer.validate_every == 0
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = updates - validated

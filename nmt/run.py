@@ -22,6 +22,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
 
 from nmt.checkpoint import NAME, kept_models, kept_name, load_checkpoint, save_checkpoint
+from nmt.config import TrainerConfig
 from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.manifest import read_manifest, update_manifest
@@ -117,6 +118,39 @@ class RunFolder:
                 f"a new run with --from {self.path}"
             )
 
+    def same_updates(self, settings: TrainerConfig, processes: int) -> TrainerConfig:
+        """The settings with which a resumed run makes updates of as many batches as before.
+
+        Args:
+            settings: as asked for.
+            processes: how many train now.
+
+        Raises:
+            UserError: other updates are asked for.
+        """
+        before = read_manifest(self.manifest).get("config", {}).get("trainer", {}).get("accumulate", 1)
+        batches = read_state(self.last, mmap=True)["run"].get("batches", before)
+        now_ = settings.accumulate * processes
+        if now_ == batches:
+            return settings
+        if settings.accumulate != before:
+            raise UserError(
+                f"--resume goes on with the same run, but trainer.accumulate is {settings.accumulate} in {processes} "
+                f"process(es): an update would have {now_} batches instead of {batches}; leave it out, or begin a new "
+                "run with --from"
+            )
+        if batches % processes == 0:
+            accumulate = batches // processes
+            logger.info("trainer.accumulate is now %d: an update keeps its %d batches", accumulate, batches)
+            return dataclasses.replace(settings, accumulate=accumulate)
+        logger.warning(
+            "%d processes cannot share an update of %d batches; from here on it has %d, as in no unbroken run",
+            processes,
+            batches,
+            now_,
+        )
+        return settings
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside the old one and renames it: a full disk leaves the old one whole."""
@@ -184,10 +218,13 @@ class Saver(CheckpointCallback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TranslationModule)
-        self._keep_if_best(pl_module, trainer.global_step)
-        keeps = self.keep > 0 and pl_module.regular_validation
+        writes = pl_module.world.is_first
+        if writes:
+            self._keep_if_best(pl_module, trainer.global_step)
+        keeps = writes and self.keep > 0 and pl_module.regular_validation
         if keeps:
             self._keep(pl_module, trainer.global_step)
+        # In all processes: Lightning lets one of them write, and the others wait.
         trainer.save_checkpoint(self.folder.last)
         if keeps:
             # After the state: what is gone on from after an interruption needs the models before it.

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 
 from nmt.config import TrainerConfig
 from nmt.module import TranslationModule
+from nmt.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ class Stopper(pl.Callback):
     Args:
         settings: patience, max_minutes, accumulate.
         updates: the update to end at, whichever limit sets it.
+        world: the processes; the time is over for all when it is for one.
 
     Attributes:
         best, waited: best dev BLEU at a regular validation, and how many have passed since.
@@ -28,8 +30,9 @@ class Stopper(pl.Callback):
         reason: why training ended, in words.
     """
 
-    def __init__(self, settings: TrainerConfig, updates: int) -> None:
+    def __init__(self, settings: TrainerConfig, updates: int, world: World | None = None) -> None:
         self.settings = settings
+        self.world = world or World()
         self.updates = updates
         self.best = -1.0
         self.waited = 0
@@ -45,8 +48,7 @@ class Stopper(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        number, _ = batch
-        if (number + 1) % self.settings.accumulate:
+        if (batch_idx + 1) % self.settings.accumulate:
             return
         if trainer.global_step >= self.updates:
             trainer.should_stop = True
@@ -66,7 +68,7 @@ class Stopper(pl.Callback):
         self.seconds += now - self.clock
         self.clock = now
         limit = self.settings.max_minutes
-        if limit is not None and self.seconds >= 60 * limit:
+        if limit is not None and self.world.agree(self.seconds >= 60 * limit)[0]:
             self.reason = f"{limit:g} minutes are over; raise trainer.max_minutes for more"
             trainer.should_stop = True
 

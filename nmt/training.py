@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import os
 import signal
+import socket
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from nmt.beam_picture import BeamPicture
@@ -22,8 +25,11 @@ from nmt.journal import Journal
 from nmt.manifest import describe_software, now, read_manifest, update_manifest
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.module import TranslationModule
+from nmt.preemption import Preemption
 from nmt.run import AtomicCheckpointIO, RunFolder, Saver
 from nmt.stopper import Stopper
+from nmt.strategy import WorldStrategy
+from nmt.world import World, join_world
 
 logger = logging.getLogger(__name__)
 
@@ -41,41 +47,91 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
 
     Raises:
         UserError: a mistake in the configuration, the data or the folder.
+        PreemptedError: SIGTERM; the state is saved.
+        LostError: another process of the run is gone.
     """
     folder = RunFolder(config.run)
-    accelerator(config.trainer)
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    if not resume:
+    world = join_world(accelerator(config.trainer))
+    device = device_of(config.trainer, world)
+    set_threads(config.trainer, world)
+    with world.prepare():
+        config, module = prepare(config, folder, world, start, resume)
+    check_alike(config, module, world)
+    data = module.data
+    updates = data.updates(config.trainer)
+    saver, stopper = Saver(folder, config.trainer.keep), Stopper(config.trainer, updates, world)
+    callbacks: list[pl.Callback] = [Journal(folder.metrics, config.trainer.log_every), stopper, saver]
+    callbacks.append(Preemption(folder.last, config.trainer.accumulate, world))
+    if config.objective == "soft_beam":
+        callbacks.append(BeamPicture(folder.beam_picture))
+    trainer = make_trainer(config, folder, callbacks, updates, WorldStrategy(device, world))
+    with warnings.catch_warnings():
+        _silence_lightning()
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=folder.last if resume else None)
+        except SystemExit:
+            # Lightning turns Ctrl-C into this, and is deaf to it from then on.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+    if world.is_first:
+        update_manifest(folder.manifest, ended=now(), updates=trainer.global_step, reason=stopper.reason)
+        logger.info("ended: %s", stopper.reason)
+        logger.info("best dev BLEU %.2f at update %d: %s", saver.best, saver.best_step, folder.model)
+    return load_checkpoint(folder.model)
+
+
+def prepare(
+    config: TrainConfig, folder: RunFolder, world: World, start: str | Path | None, resume: bool
+) -> tuple[TrainConfig, TranslationModule]:
+    """All that comes before the first update: the data, the model, and, in process 0, the run's folder.
+
+    Returns:
+        The configuration as it is now known, and the module.
+
+    Raises:
+        UserError: see `train`.
+    """
+    if not resume and world.is_first:
         folder.check_free()
-        if start is None and config.objective == "soft_beam" and config.soft_beam.divergence:
-            raise UserError(
-                f"soft_beam.divergence is {config.soft_beam.divergence}, but there is no model to stay near; give it "
-                "by --from, or leave it 0"
-            )
+    if not resume and start is None and config.objective == "soft_beam" and config.soft_beam.divergence:
+        raise UserError(
+            f"soft_beam.divergence is {config.soft_beam.divergence}, but there is no model to stay near; give it "
+            "by --from, or leave it 0"
+        )
     # Before the folder is made: a mistake in the data must not leave half a run behind.
     found = load_checkpoint(start) if start is not None else None
     vocabularies = None
     if resume:
         vocabularies = folder.vocabularies()
+        config = dataclasses.replace(config, trainer=folder.same_updates(config.trainer, world.size))
     elif found is not None:
         vocabularies = (found.source_vocabulary, found.target_vocabulary)
         config = dataclasses.replace(config, model=shape_of(found, config.model))
-    data = TranslationData(config.data, config.seed, vocabularies)
+    data = TranslationData(config.data, config.seed, vocabularies, world.rank, world.size)
     checkpoint = build_checkpoint(config, data)
     if found is not None and start is not None:
         checkpoint.model.load_state_dict(found.model.state_dict())
         logger.info("loaded all weights and vocabularies of %s", find_model(start))
         logger.info("reset: optimiser, schedule, best dev BLEU; ignored: data.vocabulary but for its sampling")
-    updates = data.updates(config.trainer)
-    module = TranslationModule(config, checkpoint, data)
+    module = TranslationModule(config, checkpoint, data, world)
     if resume:
         folder.check_data(data.checksums())
         folder.check_model(module)
+    if world.is_first:
+        record(config, folder, module, start, resume)
+    return config, module
+
+
+def record(config: TrainConfig, folder: RunFolder, module: TranslationModule, start: Any, resume: bool) -> None:
+    """Makes the folder of a new run, or notes in it that the run is gone on with."""
+    data, size = module.data, module.world.size
+    if resume:
         # The limits may be new; the next --resume shall know them.
         write_config(folder.config, config)
         resumed = [*read_manifest(folder.manifest).get("resumed", []), now()]
-        update_manifest(folder.manifest, config=dataclasses.asdict(config), resumed=resumed)
+        update_manifest(folder.manifest, config=dataclasses.asdict(config), resumed=resumed, processes=size)
     else:
         folder.create()
         write_config(folder.config, config)
@@ -88,9 +144,10 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
                 "dev": {"name": data.dev_pairs.name, "pairs": len(data.dev_pairs)},
                 "sha256": data.checksums(),
             },
+            processes=size,
             **describe_software(),
         )
-    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    parameters = sum(p.numel() for p in module.model.parameters())
     logger.info(
         "%s training pairs, %s dev pairs, vocabularies of %d and %d pieces, %.1f million parameters",
         f"{len(data.train_pairs):,}",
@@ -99,25 +156,24 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
         len(data.target_vocabulary),
         parameters / 1e6,
     )
-    saver, stopper = Saver(folder, config.trainer.keep), Stopper(config.trainer, updates)
-    callbacks: list[pl.Callback] = [Journal(folder.metrics, config.trainer.log_every), stopper, saver]
-    if config.objective == "soft_beam":
-        callbacks.append(BeamPicture(folder.beam_picture))
-    trainer = make_trainer(config, folder, callbacks, updates)
-    with warnings.catch_warnings():
-        _silence_lightning()
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=folder.last if resume else None)
-        except SystemExit:
-            # Lightning turns Ctrl-C into this, and is deaf to it from then on.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from None
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-    update_manifest(folder.manifest, ended=now(), updates=trainer.global_step, reason=stopper.reason)
-    logger.info("ended: %s", stopper.reason)
-    logger.info("best dev BLEU %.2f at update %d: %s", saver.best, saver.best_step, folder.model)
-    return load_checkpoint(folder.model)
+    if size > 1:
+        logger.info("%d processes, %d batches an update", size, size * config.trainer.accumulate)
+
+
+def check_alike(config: TrainConfig, module: TranslationModule, world: World) -> None:
+    """Makes sure that all processes do the same.
+
+    Raises:
+        UserError: hosts have other texts, or the processes other settings.
+    """
+    told = world.gather((socket.gethostname(), dataclasses.asdict(config) | module.data.checksums()))
+    for rank, (host, here) in enumerate(told):
+        differ = [name for name, value in told[0][1].items() if here[name] != value]
+        if differ:
+            raise world.error(
+                f"process {rank}, on {host}, differs from process 0, on {told[0][0]}, in {' and '.join(differ)}; give "
+                "all the same command, and texts on a file system that all hosts share"
+            )
 
 
 def build_checkpoint(config: TrainConfig, data: TranslationData) -> Checkpoint:
@@ -150,7 +206,9 @@ def shape_of(found: Checkpoint, asked: RNNsearchConfig) -> RNNsearchConfig:
     return dataclasses.replace(have, dropout=asked.dropout, locked=asked.locked)
 
 
-def make_trainer(config: TrainConfig, folder: RunFolder, callbacks: Sequence[pl.Callback], updates: int) -> pl.Trainer:
+def make_trainer(
+    config: TrainConfig, folder: RunFolder, callbacks: Sequence[pl.Callback], updates: int, strategy: WorldStrategy
+) -> pl.Trainer:
     """Lightning's trainer: one endless epoch over the stream, validations by updates."""
     settings = config.trainer
     precision: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -159,6 +217,7 @@ def make_trainer(config: TrainConfig, folder: RunFolder, callbacks: Sequence[pl.
         return pl.Trainer(
             accelerator=accelerator(settings),
             devices=1,
+            strategy=strategy,
             precision=precision[settings.precision],
             max_steps=updates,
             max_epochs=-1,
@@ -171,7 +230,8 @@ def make_trainer(config: TrainConfig, folder: RunFolder, callbacks: Sequence[pl.
             log_every_n_steps=settings.log_every,
             logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
             callbacks=list(callbacks),
-            plugins=[AtomicCheckpointIO()],
+            # The environment keeps Lightning from reading that of a launcher, which `nmt.world` does.
+            plugins=[AtomicCheckpointIO(), LightningEnvironment()],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
@@ -194,6 +254,40 @@ def accelerator(settings: TrainerConfig) -> str:
     if settings.precision == "16":
         raise UserError("trainer.precision is 16, which needs a GPU; give 32 or bf16")
     return "cpu"
+
+
+def device_of(settings: TrainerConfig, world: World) -> torch.device:
+    """What this process computes on: GPU i is that of process i of a host.
+
+    Raises:
+        UserError: other processes were started than asked for, or there are fewer GPUs.
+    """
+    if settings.devices not in (1, world.local_size):
+        how = f"{world.local_size} of {world.size} processes run here" if world.size > 1 else "this is one process"
+        raise UserError(
+            f"trainer.devices is {settings.devices}, but {how}; start by nmt train, or start as many by torchrun or "
+            "srun and give --trainer.devices 1"
+        )
+    if accelerator(settings) == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    # srun can show each process its own GPU alone.
+    if count == 1 and "SLURM_STEP_GPUS" in os.environ:
+        return torch.device("cuda", 0)
+    if world.local_size > count:
+        raise UserError(
+            f"{world.local_size} processes of this host want a GPU each, but it has {count}; start fewer, or give "
+            "--trainer.device cpu"
+        )
+    return torch.device("cuda", world.local_rank)
+
+
+def set_threads(settings: TrainerConfig, world: World) -> None:
+    """Threads of torch: those asked for, or this process's share of the cores."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    elif world.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // world.local_size))
 
 
 def _silence_lightning() -> None:

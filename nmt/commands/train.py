@@ -1,19 +1,20 @@
 """`nmt train`: trains a model from a configuration file and flags."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nmt.config_file import check_resumable, parse_run, resumed_among
 from nmt.errors import UserError
 
+if TYPE_CHECKING:
+    from nmt.config import TrainConfig
 
-def main(words: list[str]) -> None:
+
+def main(words: list[str]) -> int:
     folder = resumed_among(words)
     if folder is None:
         chosen, config = parse_run(words)
-        from nmt.training import train
-
-        train(config, start=chosen.start)
-        return
+        return _run(words, config, chosen.start, resume=False)
     if any(word.split("=")[0] == "--from" for word in words):
         raise UserError("--from begins a new run and --resume goes on with an old one; give one of them")
     saved = Path(folder) / "config.yaml"
@@ -24,6 +25,18 @@ def main(words: list[str]) -> None:
     _, config = parse_run([*own, *words])
     config.run = folder
     check_resumable(parse_run(own)[1], config)
+    return _run(words, config, None, resume=True)
+
+
+def _run(words: list[str], config: "TrainConfig", start: str | None, resume: bool) -> int:
+    """Trains in this process, or starts those that do where nobody has."""
+    from nmt.world import read_world
+
+    if config.trainer.devices > 1 and read_world().size == 1:
+        from nmt.launcher import launch
+
+        return launch(words, config.trainer.devices)
     from nmt.training import train
 
-    train(config, resume=True)
+    train(config, start=start, resume=resume)
+    return 0

@@ -126,4 +126,4 @@ class BSO:
         value = torch.stack(losses).sum() / count
         nll, plain = forced_nll(model, torch.cat(gold_features, dim=1), target, config.label_smoothing)
         figures = {"bso": value.detach(), "violations": violations / count, "nll": plain / count}
-        return Loss(value + config.cross_entropy * nll / count, figures)
+        return Loss(value + config.cross_entropy * nll / count, figures, normaliser=count)

@@ -64,4 +64,4 @@ class CrossEntropy:
         features = model.teacher_force(shifted(model, batch.target), memory)
         loss, plain = forced_nll(model, features, batch.target, self.config.label_smoothing)
         tokens = batch.target_lengths.sum().to(loss.dtype)
-        return Loss(loss / tokens, {"nll": plain / tokens})
+        return Loss(loss / tokens, {"nll": plain / tokens}, normaliser=tokens)

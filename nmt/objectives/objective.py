@@ -19,11 +19,14 @@ class Loss(NamedTuple):
         figures: what to log.
         after_backward: figures that are there once the gradient has been computed: their squares are summed up in
             place as it passes; 0 before. Log their square roots.
+        normaliser: what the value is a mean over, in number: tokens or sentences of the batch. An update of several
+            batches weighs them by it.
     """
 
     value: Tensor
     figures: dict[str, Tensor]
     after_backward: Mapping[str, Tensor] = MappingProxyType({})
+    normaliser: Tensor | float = 1.0
 
 
 class Objective(Protocol):

@@ -82,7 +82,7 @@ class ScheduledSampling:
         nll, plain = forced_nll(model, torch.cat(features, dim=1), batch.target, self.config.label_smoothing)
         count = batch.target_lengths.sum()
         figures = {"nll": plain / count, "gold_probability": torch.tensor(probability)}
-        return Loss(nll / count, figures)
+        return Loss(nll / count, figures, normaliser=count)
 
     @torch.no_grad()
     def _mixed(self, model: Seq2Seq, gold: Tensor, features: Tensor, probability: float) -> Tensor:

@@ -281,7 +281,9 @@ class SoftBeam(nn.Module):
         figures["slot_entropy"] = torch.stack(entropy).mean()
         nll, plain = forced_nll(model, torch.cat(gold_features, dim=1), batch.target, self.config.label_smoothing)
         figures["nll"] = plain / tokens
-        return Loss(value + self.config.cross_entropy * nll / tokens, figures, squares)
+        # As in a traced loss, the main term decides what a batch of an update weighs.
+        normaliser = len(batch) if self.config.loss == "expected_bleu" else tokens
+        return Loss(value + self.config.cross_entropy * nll / tokens, figures, squares, normaliser)
 
 
 def without_masks(operator: Operator) -> Operator:

@@ -138,7 +138,8 @@ def traced_loss(
     total = likelihood + (value.detach() - (played.weights * weighed).sum())
     for tensor, slope in zip(learned, slopes[len(leaves) :], strict=True):
         total = total + slope * (tensor - tensor.detach())
-    return Loss(total, figures)
+    # The main term is a mean over the sentences; the cross-entropy, one over tokens, goes with it.
+    return Loss(total, figures, normaliser=len(batch))
 
 
 def mean_divergence(wanted: Tensor, logits: Tensor) -> Tensor:

@@ -194,5 +194,25 @@ def test_ranks_share_the_stream_and_have_equally_many(corpus):
     assert {len(part) for part in parts} == {len(whole) // 3}
     together = [batch for step in zip(*parts, strict=True) for batch in step]
     assert all(map(_same, together, whole))
-    with pytest.raises(ValueError, match="whole number of rounds"):
-        TrainingStream(corpus, 150, 4, start_batch=4, rank=0, world=3)
+    with pytest.raises(ValueError, match="ranks count from 0"):
+        TrainingStream(corpus, 150, 4, rank=3, world=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_every_pair_comes_once_an_epoch_however_often_the_processes_change(corpus, data):
+    """A run is cut anywhere and goes on with another number of processes: together they see what one would see."""
+    whole = list(TrainingStream(corpus, 150, 4, epochs=2))
+    seen, start = [], 0
+    while start < len(whole):
+        world = data.draw(st.integers(1, 7))
+        rounds = data.draw(st.integers(1, 8))
+        streams = [TrainingStream(corpus, 150, 4, start_batch=start, rank=r, world=world) for r in range(world)]
+        parts = [list(itertools.islice(stream, rounds)) for stream in streams]
+        assert {len(part) for part in parts} == {rounds}
+        seen += [batch for step in zip(*parts, strict=True) for batch in step]
+        start += rounds * world
+    assert all(map(_same, seen, whole))
+    for epoch in range(2):
+        rows = [row for batch in seen for row in batch.indices if batch.epoch == epoch]
+        assert sorted(rows) == list(range(200))

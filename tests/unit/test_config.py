@@ -114,6 +114,7 @@ IMPOSSIBLE = {
         "clip": [-1.0, nan],
         "precision": ["8"],
         "device": ["tpu"],
+        "devices": [0],
         "threads": [-1],
         "log_every": [0],
         "keep": [-1],
