@@ -45,6 +45,8 @@ class Journal(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TranslationModule)
+        # What a run that is resumed has told before.
+        self.reported = trainer.global_step
         if pl_module.world.is_first:
             self._begin(trainer)
         self._reset()

@@ -21,7 +21,7 @@ GRACE = 10.0
 """Seconds that the others have to end by themselves when one has ended badly."""
 
 
-def launch(words: Sequence[str], processes: int) -> int:
+def launch(words: Sequence[str], processes: int, program: Sequence[str] = ("-m", "nmt", "train")) -> int:
     """Runs `nmt train` in several processes of this host.
 
     SIGTERM and Ctrl-C are passed on. When one process ends badly, the others end, too.
@@ -29,6 +29,7 @@ def launch(words: Sequence[str], processes: int) -> int:
     Args:
         words: behind `nmt train`.
         processes: how many.
+        program: what Python runs with the words.
 
     Returns:
         The exit code: 0, or that of the first process that ended otherwise.
@@ -48,6 +49,8 @@ def launch(words: Sequence[str], processes: int) -> int:
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         PARENT: str(os.getpid()),
+        # Of a process that is gone, torch's stack traces tell nothing that our line does not.
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }
     children: list[subprocess.Popen[bytes]] = []
     passed: list[int] = []
@@ -55,7 +58,7 @@ def launch(words: Sequence[str], processes: int) -> int:
         for rank in range(processes):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             # A session of its own: the terminal's Ctrl-C reaches it once, from here.
-            command = [sys.executable, "-m", "nmt", "train", *words]
+            command = [sys.executable, *program, *words]
             children.append(subprocess.Popen(command, env=common | place, start_new_session=True))
         try:
             codes = _wait(children)

@@ -54,6 +54,11 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
     world = join_world(accelerator(config.trainer))
     device = device_of(config.trainer, world)
     set_threads(config.trainer, world)
+    if resume:
+        with world.prepare():
+            config = dataclasses.replace(config, trainer=folder.same_updates(config.trainer, world.size))
+        # Before the first process writes what the others have just read.
+        world.barrier()
     with world.prepare():
         config, module = prepare(config, folder, world, start, resume)
     check_alike(config, module, world)
@@ -105,7 +110,6 @@ def prepare(
     vocabularies = None
     if resume:
         vocabularies = folder.vocabularies()
-        config = dataclasses.replace(config, trainer=folder.same_updates(config.trainer, world.size))
     elif found is not None:
         vocabularies = (found.source_vocabulary, found.target_vocabulary)
         config = dataclasses.replace(config, model=shape_of(found, config.model))

@@ -8,6 +8,7 @@ processes have to come to it in the same order.
 import contextlib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others at a meeting. One that was killed is noticed at once."""
 PREPARATION = timedelta(days=7)
 """How long the others wait until the first process has trained the vocabulary and encoded the corpus."""
+FAREWELL = timedelta(seconds=10)
+"""How long the first process waits, having failed, until the others know."""
 PARENT = "NMT_LAUNCHER"
 """The variable that holds the number of the process of `nmt.launcher`."""
 
@@ -75,14 +78,19 @@ class World:
             with _meeting(self):
                 self._store.wait([key], PREPARATION)
                 done = self._store.get(key) == b"done"
+                if not done:
+                    self._store.set(f"{key}, heard {self.rank}", "")
             if not done:
                 raise ToldError("process 0 could not prepare the run")
             yield
             return
         try:
             yield
-        except BaseException:
+        except Exception:
             self._store.set(key, "failed")
+            # With this process the store may end.
+            with contextlib.suppress(RuntimeError):
+                self._store.wait([f"{key}, heard {rank}" for rank in range(1, self.size)], FAREWELL)
             raise
         self._store.set(key, "done")
 
@@ -191,6 +199,7 @@ def join_world(accelerator: str) -> World:
                 world_size=world.size,
                 timeout=PATIENCE,
             )
+            world.barrier()
         except (RuntimeError, OSError) as error:
             raise UserError(
                 f"process {world.rank} of {world.size} does not reach the others by {address}, port {port} "
@@ -243,4 +252,6 @@ def _tasks_of_node(text: str, node: int) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split("\n")[0].split())[:160]
+    """What a transport says, without the place in its source and without advice."""
+    line = re.sub(r"^\[\S+:\d+\] ", "", str(error).split("\n")[0])
+    return " ".join(line.split(". ")[0].split())[:160]
