@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nmt.errors import UserError, did_you_mean
+from nmt.segmentation import Segmenter
 
 if TYPE_CHECKING:
     from nmt.corpus import Pairs
@@ -86,6 +87,7 @@ class Vocabulary:
                 f"{(PAD, UNK, BOS, EOS)}. Train it with --pad_id 0 --unk_id 1 --bos_id 2 --eos_id 3."
             )
         self._model = bytes(model)
+        self._segmenter: Segmenter | None = None
 
     @property
     def model(self) -> bytes:
@@ -136,7 +138,8 @@ class Vocabulary:
         return self._processor.encode(list(lines), out_type=int, num_threads=1)
 
     def sample(self, lines: Sequence[str], seed: int, strength: float = 0.1) -> list[list[int]]:
-        """Like `encode`, in random pieces (BPE-dropout, unigram sampling) depending on seed and lines only.
+        """Like `encode`, in random pieces (BPE-dropout, unigram sampling) depending on seed and lines only, in any
+        process; see `nmt.segmentation`.
 
         Args:
             lines: the lines.
@@ -145,29 +148,9 @@ class Vocabulary:
         """
         if strength == 0:
             return self.encode(lines)
-        import sentencepiece
-
-        result: list[list[int]] = []
-
-        def work() -> None:
-            sentencepiece.set_random_generator_seed(seed % 2**32)
-            result.extend(
-                self._processor.encode(
-                    list(lines),
-                    out_type=int,
-                    enable_sampling=True,
-                    alpha=strength,
-                    nbest_size=-1,
-                    num_threads=1,
-                )
-            )
-
-        # The generator belongs to a thread; some versions seed it only when it is made. Hence a new thread.
-        with _SEEDING:
-            thread = threading.Thread(target=work, name="nmt-sample")
-            thread.start()
-            thread.join()
-        return result
+        if self._segmenter is None:
+            self._segmenter = Segmenter(self._processor)
+        return self._segmenter.sample(lines, seed % 2**32, strength)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids: stops at the first EOS, PAD and BOS are left out.

@@ -87,6 +87,16 @@ def torchrun_variables(size: int) -> Callable[[int], dict[str, str]]:
     return lambda rank: {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
 
 
+def srun_variables(size: int) -> Callable[[int], dict[str, str]]:
+    """What srun sets for tasks of one host."""
+    common = {
+        **{"SLURM_JOB_ID": "1", "SLURM_NTASKS": str(size), "SLURM_STEP_NUM_TASKS": str(size), "SLURM_NODEID": "0"},
+        **{"SLURM_STEP_TASKS_PER_NODE": str(size), "SLURM_STEP_NODELIST": "127.0.0.1"},
+        "MASTER_PORT": str(free_port()),
+    }
+    return lambda rank: {**common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+
+
 def train_words(config: TrainConfig, folder: Path) -> list[str]:
     """The command line of a configuration."""
     folder.mkdir(parents=True, exist_ok=True)
