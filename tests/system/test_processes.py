@@ -4,6 +4,7 @@ Most of them are forked, since to import everything anew would take most of the 
 theirs as a user's would.
 """
 
+import itertools
 import os
 import shutil
 import signal
@@ -69,7 +70,7 @@ def assert_same_run(first, second, tolerance=0.0):
         assert values == pytest.approx(scores[1][step], rel=1e-6)
 
 
-def test_two_processes_then_one_are_one(small_corpus, tmp_path):
+def test_two_processes_then_one_are_one(small_corpus, tmp_path, monkeypatch):
     """Cross-entropy, the plateau's schedule and its patience; the stop is amid an epoch. On this processor exact: the
     sum of two has one order."""
     options = {
@@ -84,7 +85,19 @@ def test_two_processes_then_one_are_one(small_corpus, tmp_path):
     half = make_config(tmp_path / "half", small_corpus, {**options, "trainer.max_steps": 6})
     # An empty cache: one process trains the vocabulary, the other finds it.
     half.data.cache = str(tmp_path / "cache")
+    replace = os.replace
+
+    def noted(temporary, final):
+        if "RANK" in os.environ:
+            with open(tmp_path / "writers", "a") as stream:
+                stream.write(f"{os.environ['RANK']} {Path(final).name}\n")
+        replace(temporary, final)
+
+    monkeypatch.setattr("os.replace", noted)
     told = run_processes(2, half, tmp_path / "words")
+    written = (tmp_path / "writers").read_text().splitlines()
+    assert {line.split()[0] for line in written} == {"0"}
+    assert {"0 last.ckpt", "0 model.safetensors", "0 manifest.json", "0 config.yaml"} <= set(written)
     assert "training a bpe vocabulary" in told and "2 processes, 2 batches an update" in told
     assert read_state(tmp_path / "half" / "last.ckpt")["TranslationData"] == {"trained_batches": 12}
     assert read_manifest(tmp_path / "half" / "manifest.json")["processes"] == 2
@@ -151,6 +164,30 @@ def test_a_signal_saves_and_a_loss_ends_all(small_corpus, tmp_path):
         config.run, config.trainer.max_steps = str(folder), last + 2
         train_quietly(config, resume=True)
         assert_same_run(tmp_path / "whole", folder)
+
+
+def test_the_time_is_over_for_all_at_once(small_corpus, tmp_path, monkeypatch):
+    """The clock of the second process is ten times as fast: ten seconds before the first update, and ten for each."""
+    clock = itertools.count()
+    monkeypatch.setattr(
+        "nmt.stopper.time.monotonic", lambda: next(clock) * (10 if os.environ.get("RANK") == "1" else 1)
+    )
+    options = {"trainer.max_minutes": 1.0, "trainer.max_steps": 100, "trainer.validate_every": 100}
+    config = make_config(tmp_path / "run", small_corpus, options)
+    told = run_processes(2, config, tmp_path / "words")
+    assert "1 minutes are over" in told
+    assert read_state(tmp_path / "run" / "last.ckpt")["global_step"] == 5
+
+
+def test_one_interrupted_process_ends_all(small_corpus, tmp_path):
+    options = {"trainer.max_steps": 100_000, "trainer.validate_every": 50_000}
+    config = make_config(tmp_path / "run", small_corpus, options)
+    processes = start(train_words(config, tmp_path / "words"), 2, tmp_path / "logs", torchrun_variables(2))
+    wait_for_update(tmp_path / "run", 2, processes)
+    processes[1].send(signal.SIGINT)
+    assert [process.wait() for process in processes] == [1, 130], processes[0].text
+    assert processes[1].text.endswith("nmt: interrupted\n")
+    assert "lost the others" in processes[0].text and "Traceback" not in processes[0].text + processes[1].text
 
 
 def test_one_process_saves_on_sigterm_too(small_corpus, tmp_path):
