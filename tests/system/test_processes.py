@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ import torch
 
 from nmt.journal import read_journal
 from nmt.manifest import read_manifest
-from nmt.run import read_state
+from nmt.run import RunFolder, read_state
+from nmt.world import PARENT
 from tests import ROOT
 from tests.processes import Process, srun_variables, start, torchrun_variables, train_words, wait_for_update
 from tests.unit.runs import make_config, train_quietly
@@ -112,7 +114,7 @@ def test_two_processes_then_one_are_one(small_corpus, tmp_path, monkeypatch):
     assert norms[0] == norms[1] and padding[0] == padding[1] and len(norms[0]) == 9
 
 
-def test_four_processes_then_two_are_one(small_corpus, tmp_path):
+def test_four_processes_then_two_are_one(small_corpus, tmp_path, monkeypatch):
     """Through the soft beam, its temperature falling, its sentences weighed alike."""
     options = {
         "objective": "soft_beam",
@@ -125,6 +127,13 @@ def test_four_processes_then_two_are_one(small_corpus, tmp_path):
     train_quietly(whole)
     half = make_config(tmp_path / "half", small_corpus, {**options, "trainer.max_steps": 2})
     run_processes(4, half, tmp_path / "words")
+    # A slow process still reads what the run was when the first has decided what it will be.
+    original = RunFolder.same_updates
+    monkeypatch.setattr(
+        RunFolder,
+        "same_updates",
+        lambda *given: time.sleep(float(os.environ.get("RANK", "0"))) or original(*given),
+    )
     rest = start(
         ["train", "--resume", half.run, "--trainer.max_steps", "4"], 2, tmp_path / "rest", torchrun_variables(2)
     )
@@ -164,6 +173,21 @@ def test_a_signal_saves_and_a_loss_ends_all(small_corpus, tmp_path):
         config.run, config.trainer.max_steps = str(folder), last + 2
         train_quietly(config, resume=True)
         assert_same_run(tmp_path / "whole", folder)
+
+
+def test_processes_whose_launcher_is_gone_save_and_end(small_corpus, tmp_path):
+    """Before the first update, too: what is saved then is a run that begins."""
+    config = make_config(tmp_path / "run", small_corpus)
+    variables = torchrun_variables(2)
+    orphans = start(
+        train_words(config, tmp_path / "words"), 2, tmp_path / "logs", lambda rank: {**variables(rank), PARENT: "1"}
+    )
+    assert [process.wait() for process in orphans] == [75, 75], orphans[0].text
+    assert read_state(tmp_path / "run" / "last.ckpt")["global_step"] == 0
+    train_quietly(config, resume=True)
+    whole = make_config(tmp_path / "whole", small_corpus, {"trainer.accumulate": 2})
+    train_quietly(whole)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_the_time_is_over_for_all_at_once(small_corpus, tmp_path, monkeypatch):

@@ -15,9 +15,10 @@ from nmt.objectives.min_risk import MinRiskConfig
 from nmt.objectives.scheduled_sampling import ScheduledSamplingConfig
 from nmt.objectives.soft_beam import SoftBeamConfig
 from nmt.run import RunFolder
-from nmt.training import device_of
+from nmt.training import check_alike, device_of, prepare
 from nmt.world import World, _meeting_point, read_world
 from tests.conftest import random_batch
+from tests.unit.runs import make_config
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 # A job of two hosts with 3 and 2 processes; this is the second of the second host.
@@ -89,6 +90,21 @@ def test_other_processes_than_asked_for_are_refused(monkeypatch):
 def test_a_mistake_that_all_see_is_told_by_one():
     assert type(World(rank=0, size=2).error("x")) is UserError
     assert type(World(rank=1, size=2).error("x")) is ToldError
+
+
+def test_hosts_that_read_other_texts_are_told(small_corpus, tmp_path):
+    class Other(World):
+        def gather(self, value):
+            texts = value[1]
+            return [value, ("elsewhere", {**texts, "train": "0", "seed": 7})]
+
+    config = make_config(tmp_path / "run", small_corpus)
+    _, module = prepare(config, RunFolder(config.run), World(), None, False)
+    check_alike(config, module, World())
+    with pytest.raises(
+        UserError, match="process 1, on elsewhere, differs from process 0, on .*, in seed and train; give"
+    ):
+        check_alike(config, module, Other())
 
 
 @pytest.mark.parametrize(
