@@ -73,11 +73,11 @@ class RunFolder:
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise UserError(f"{self.path} cannot be written to; give another --run")
 
-    def vocabularies(self) -> tuple[Vocabulary, Vocabulary]:
-        """Those of the run to resume, source and target.
+    def check_begun(self) -> None:
+        """Makes sure that there is something to resume.
 
         Raises:
-            UserError: there is no run, it was stopped before its first checkpoint, or that is damaged.
+            UserError: there is no run, or it was stopped before its first checkpoint.
         """
         if not self.config.exists():
             raise UserError(f"{self.path} holds no run (no config.yaml); give the folder of a run")
@@ -86,6 +86,14 @@ class RunFolder:
                 f"{self.path} stopped before its first checkpoint (no last.ckpt), so there is nothing to go "
                 "on from; train anew without --resume"
             )
+
+    def vocabularies(self) -> tuple[Vocabulary, Vocabulary]:
+        """Those of the run to resume, source and target.
+
+        Raises:
+            UserError: as `check_begun`, or the checkpoint is damaged.
+        """
+        self.check_begun()
         source, target = (tensor.numpy().tobytes() for tensor in read_state(self.last, mmap=True)["vocabularies"])
         first = Vocabulary(source)
         return first, first if source == target else Vocabulary(target)
@@ -126,8 +134,9 @@ class RunFolder:
             processes: how many train now.
 
         Raises:
-            UserError: other updates are asked for.
+            UserError: as `check_begun`, the checkpoint or the manifest is damaged, or other updates are asked for.
         """
+        self.check_begun()
         before = read_manifest(self.manifest).get("config", {}).get("trainer", {}).get("accumulate", 1)
         batches = read_state(self.last, mmap=True)["run"].get("batches", before)
         now_ = settings.accumulate * processes

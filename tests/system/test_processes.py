@@ -21,7 +21,7 @@ from nmt.manifest import read_manifest
 from nmt.run import RunFolder, read_state
 from nmt.world import PARENT
 from tests import ROOT
-from tests.processes import Process, srun_variables, start, torchrun_variables, train_words, wait_for_update
+from tests.processes import Process, free_port, srun_variables, start, torchrun_variables, train_words, wait_for_update
 from tests.unit.runs import make_config, train_quietly
 
 pytestmark = pytest.mark.system
@@ -292,7 +292,7 @@ def test_two_hosts_are_one(small_corpus, tmp_path, hosts):
     words = train_words(make_config(tmp_path / "run", small_corpus, options), tmp_path)
     environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
-    torchrun += [f"--master_addr={address}", "--master_port=29517"]
+    torchrun += [f"--master_addr={address}", f"--master_port={free_port()}"]
     running = [
         subprocess.Popen(
             [*prefix, *torchrun, f"--node_rank={number}", "-m", "nmt", *words],
