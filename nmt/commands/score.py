@@ -53,9 +53,12 @@ def main(words: list[str]) -> None:
     _check_lengths(chosen)
     import torch
 
+    from nmt.commands.translate import keep_few_kernels
     from nmt.loading import load
     from nmt.scoring import Perplexity
 
+    if chosen.int8:
+        keep_few_kernels()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     translator = load(chosen.model, chosen.device, ensemble=chosen.ensemble, **precision)

@@ -35,6 +35,8 @@ def main(words: list[str]) -> None:
         form,
     )
     _find_models(job)
+    if chosen.int8:
+        keep_few_kernels()
     text.check()
     part = make_part(chosen.output, lambda: job.settings(text, chosen.buffer), chosen.resume)
     done = 0 if part is None else part.done.lines
@@ -131,6 +133,12 @@ def _find_models(job: Any) -> None:
         find_model(path)
     if job.shortlist is not None and not os.path.isfile(job.shortlist):
         raise UserError(f"{job.shortlist} does not exist; make a shortlist with nmt shortlist")
+
+
+def keep_few_kernels() -> None:
+    """Bounds what oneDNN keeps of int8 kernels, in this process and those that it starts: by default 1,024, one for
+    each number of rows, though few of these come again soon."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
 def add_search_flags(parser: Any) -> None:

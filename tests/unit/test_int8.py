@@ -67,17 +67,6 @@ def test_a_row_alone_is_the_row_among_others(bound):
     assert torch.equal(take_outputs(layer, torch.tensor([3, 0, 332]))(x), whole[:, [3, 0, 332]])
 
 
-def test_few_numbers_of_rows_reach_the_kernels(monkeypatch):
-    """A kernel is kept for each."""
-    layer, seen = quantize(nn.Sequential(nn.Linear(8, 8)))[0], set()
-    product = int8._product
-    monkeypatch.setattr(int8, "_product", lambda inputs, *rest: (seen.add(len(inputs)), product(inputs, *rest))[1])
-    for rows in range(1, 1025):
-        assert layer(torch.ones(rows, 8)).shape == (rows, 8)
-        assert rows <= max(seen) <= rows * 8 / 7 + 1
-    assert len(seen) < 80
-
-
 def test_weights_that_stay_are_shared(tiny_model):
     """Of what is only looked up there is one copy in memory."""
     model = FusedRNNsearch(tiny_model())

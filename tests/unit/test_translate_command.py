@@ -187,6 +187,18 @@ def test_the_log_says_which_precision_runs(folder, caplog):
     assert "sampling, temperature 1" in caplog.text
 
 
+@pytest.mark.parametrize(("own", "there"), [(None, "16"), ("7", "7")])
+def test_kernels_of_int8_are_bounded_unless_the_user_says_otherwise(folder, monkeypatch, own, there):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, own or "")
+    if own is None:
+        monkeypatch.delenv(name)
+    translate("source", "-o", "out")
+    assert os.environ.get(name) == own
+    translate("source", "-o", "out", "--int8")
+    assert os.environ[name] == there
+
+
 # Pipes
 
 
