@@ -115,6 +115,8 @@ def test_a_resumed_run_keeps_its_updates(tmp_path, monkeypatch, processes, asked
     """It had 4 batches an update in one process."""
     monkeypatch.setattr("nmt.run.read_state", lambda *_, **__: {"run": {"batches": 4}})
     folder = RunFolder(tmp_path)
+    for path in (folder.config, folder.last):
+        path.touch()
     update_manifest(folder.manifest, config={"trainer": {"accumulate": 4}})
     if found is None:
         with pytest.raises(UserError, match=rf"trainer.accumulate is {asked} in {processes} .*instead of 4"):
