@@ -39,10 +39,10 @@ def map_in_order(function: Callable[[_Part], _Result], parts: Iterable[_Part], p
     )
     rest = iter(parts)
     try:
-        pending = deque(_submit(pool, part) for part in islice(rest, 2 * processes))
+        pending = deque(submit(pool, _call, part) for part in islice(rest, 2 * processes))
         while pending:
             yield pending.popleft().result()
-            pending.extend(_submit(pool, part) for part in islice(rest, 1))
+            pending.extend(submit(pool, _call, part) for part in islice(rest, 1))
     except BrokenProcessPool:
         raise UserError("a worker process died, perhaps for want of memory; give fewer --processes") from None
     except BaseException:
@@ -53,13 +53,14 @@ def map_in_order(function: Callable[[_Part], _Result], parts: Iterable[_Part], p
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool: ProcessPoolExecutor, part: Any) -> "Future[Any]":
+def submit(pool: ProcessPoolExecutor, function: Callable[..., Any], part: Any) -> "Future[Any]":
+    """Hands a part to the pool, whose processes, if they start now, do not hear Ctrl-C."""
     # A worker inherits the mask: an interruption is for this process, which stops its workers itself.
     # (Where the tracker of multiprocessing is not running yet, it would start now and clear the mask.)
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(_call, part)
+        return pool.submit(function, part)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -71,6 +72,11 @@ def _begin(function: Callable[[Any], Any]) -> None:
     """In a worker: what it calls, which need not come with every part."""
     global _function
     _function = function
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Makes a worker end when its parent does."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,20 +1,16 @@
 """Processes that translate blocks of one text side by side, each with a model of its own."""
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import resource_tracker
-from multiprocessing.connection import wait
 from types import TracebackType
 
 from nmt.errors import UserError
 from nmt.files.blocks import Block, Blocks
 from nmt.files.job import Job
+from nmt.pool import end_with_parent, submit
 from nmt.translator import Translator
 
 
@@ -76,16 +72,10 @@ class Workers:
             raise error
 
     def _submit(self, block: Block) -> "Future[bytes]":
-        # A worker inherits the mask: an interruption is for this process, which stops its workers itself.
-        # (Where the tracker of multiprocessing is not running yet, it would start now and clear the mask.)
-        resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return self._pool.submit(_render, block)
+            return submit(self._pool, _render, block)
         except BrokenProcessPool:
             raise UserError(_DIED) from None
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _DIED = "a worker process died, perhaps for want of memory; give fewer --processes, or a smaller --batch_tokens"
@@ -101,15 +91,7 @@ def _begin(job: Job) -> None:
 
     _job = job
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        # A parent that was killed stops nobody.
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def _render(block: Block) -> bytes:
