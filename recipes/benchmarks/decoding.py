@@ -7,8 +7,8 @@ one line (start-up: imports, loading), the median over rounds; memory is the pea
 
 The floor is what the matrix products alone take (a profile of translating the test set, in this process).
 
-The peers live in an environment of their own: python -m venv PEERS && PEERS/bin/pip install 'torch>=2.6,<2.14' joeynmt
-importlib_metadata OpenNMT-py. Stages that are done are not done again; runs that broke off are begun anew.
+The peers live in an environment of their own, see peers.py. Stages that are done are not done again; runs that broke
+off are begun anew.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,18 @@ from typing import NamedTuple
 import torch
 import yaml
 from machine import describe
+from peers import (
+    Task,
+    Usage,
+    call,
+    joeynmt_config,
+    joeynmt_training,
+    opennmt_config,
+    opennmt_training,
+    own_training,
+    write_texts,
+    write_vocabulary,
+)
 
 import nmt
 from nmt.corpus import load_card
@@ -34,9 +45,6 @@ from nmt.vocabulary import Vocabulary, VocabularyConfig
 
 TOKENS = 32
 """Source and target pieces of a pair of Multi30k, on average; nmt counts tokens and the peers sentences."""
-SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")
-
-
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::addmv_", "onednn::qlinear_pointwise")
 
 
@@ -47,59 +55,34 @@ class System(NamedTuple):
     translate: Callable[[Path, Path], list[str]]
 
 
-class Usage(NamedTuple):
-    """CPU seconds and peak resident bytes of a process."""
-
-    seconds: float
-    peak: int
-
-
-def prepare(chosen: argparse.Namespace) -> None:
+def prepare(task: Task, corpus: str) -> None:
     """Pieces of all splits, the vocabulary, and files of one line."""
-    folder = chosen.directory
+    folder = task.folder
     if (folder / "test.one.source").exists():
         return
-    card = load_card(chosen.corpus)
+    card = load_card(corpus)
     splits = {split: card.read(split) for split in ("train", "dev", "test")}
-    vocabulary = Vocabulary.train(
-        (line for pair in splits["train"] for line in pair), VocabularyConfig(size=chosen.vocabulary), 1
-    )
-    (folder / "vocabulary.model").write_bytes(vocabulary.model)
-    names = vocabulary.pieces(range(len(vocabulary)))
-    write_lines(folder / "pieces.txt", [*SPECIAL, *(name for name in names if name not in (*SPECIAL, "<pad>"))])
-    write_lines(folder / "pieces.onmt.txt", (f"{name}\t1" for name in names if name not in SPECIAL))
+    lines = (line for pair in splits["train"] for line in pair)
+    vocabulary = Vocabulary.train(lines, VocabularyConfig(size=task.vocabulary), 1)
+    write_vocabulary(folder, vocabulary)
     for split, pairs in splits.items():
-        for side, lines in (("source", pairs.source), ("target", pairs.target)):
-            pieces = [" ".join(vocabulary.pieces(ids)) for ids in vocabulary.encode(lines)]
-            write_lines(folder / f"{split}.{side}", pieces)
-            write_lines(folder / f"{split}.{side}.raw", lines)
+        write_texts(folder, split, pairs, vocabulary)
     for kind in ("source", "source.raw", "target"):
         write_lines(folder / f"test.one.{kind}", read_lines(folder / f"test.{kind}")[:1])
 
 
-def systems(chosen: argparse.Namespace) -> dict[str, System]:
-    folder, peers = chosen.directory, chosen.peers
-    own = [sys.executable, "-m", "nmt"]
-    run = folder / "nmt"
+def systems(task: Task, peers: Path | None) -> dict[str, System]:
+    folder = task.folder
 
     def train_own() -> list[str]:
-        flags = {
-            "run": run,
-            **{f"data.{split}_{side}": folder / f"{split}.{side}.raw" for split in ("train", "dev")
-               for side in ("source", "target")},
-            "data.vocabulary.size": chosen.vocabulary, "data.batch_tokens": chosen.sentences * TOKENS,
-            "model.embedding": chosen.embedding, "model.hidden": chosen.hidden, "model.dropout": 0.2,
-            "optimizer.lr": chosen.lr, "optimizer.warmup": 200, "optimizer.schedule": "constant",
-            "trainer.max_steps": chosen.updates, "trainer.validate_every": chosen.updates,
-            "trainer.threads": 1, "trainer.device": "cpu", "data.dev_lines": 100,
-        }  # fmt: skip
-        return [*own, "train", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
+        return own_training(task, task.batch * TOKENS)
 
     def translate_own(*flags: str) -> Callable[[Path, Path], list[str]]:
         def words(source: Path, output: Path) -> list[str]:
             raw = source.with_name(f"{source.name}.raw")
-            common = ["--beam_size", str(chosen.beam_size), "--threads", "1", "--device", "cpu"]
-            return [*own, "translate", str(run), str(raw), "-o", str(output), *common, *flags]
+            common = ["--beam_size", str(task.beam_size), "--threads", "1", "--device", "cpu"]
+            nmt_ = [sys.executable, "-m", "nmt"]
+            return [*nmt_, "translate", str(folder / "nmt"), str(raw), "-o", str(output), *common, *flags]
 
         return words
 
@@ -111,110 +94,33 @@ def systems(chosen: argparse.Namespace) -> dict[str, System]:
         "nmt --int8 --shortlist": System(train_own, translate_own("--int8", "--shortlist", shortlist)),
     }
     if peers is not None:
-        known["joeynmt"] = _joeynmt(chosen, str(peers))
-        known["OpenNMT-py"] = _opennmt(chosen, peers)
+        known["joeynmt"] = _joeynmt(task, peers)
+        known["OpenNMT-py"] = _opennmt(task, peers)
     return known
 
 
-def _joeynmt(chosen: argparse.Namespace, python: str) -> System:
-    folder = chosen.directory
-    side = {"level": "word", "max_length": 200, "voc_file": str(folder / "pieces.txt"), "lowercase": False}
-    config = {
-        "name": "decoding", "joeynmt_version": "2.3.0", "model_dir": str(folder / "joeynmt"), "use_cuda": False,
-        "fp16": False, "random_seed": 1,
-        "data": {
-            "train": str(folder / "joey.train"), "dev": str(folder / "joey.dev"), "dataset_type": "plain",
-            "src": {"lang": "source", **side}, "trg": {"lang": "target", **side},
-            "special_symbols": {"unk_token": "<unk>", "unk_id": 0, "pad_token": "<pad>", "pad_id": 1,
-                                "bos_token": "<s>", "bos_id": 2, "eos_token": "</s>", "eos_id": 3},
-        },
-        "testing": {"n_best": 1, "beam_size": chosen.beam_size, "beam_alpha": 1.0, "batch_size": 2048,
-                    "batch_type": "token", "max_output_length": 60, "eval_metrics": ["bleu"],
-                    "sacrebleu_cfg": {"tokenize": "13a"}},
-        "training": {"optimizer": "adam", "learning_rate": chosen.lr,
-                     # A constant rate: its "decaying" is tenfold an epoch, whatever the step size that is set (2.3.0).
-                     "scheduling": "exponential", "decrease_factor": 1.0, "patience": 1000,
-                     "clip_grad_norm": 1.0, "batch_size": chosen.sentences, "batch_type": "sentence", "epochs": 1000,
-                     "updates": chosen.updates, "validation_freq": max(1, chosen.updates // 10) * 10,
-                     "logging_freq": max(1, chosen.updates // 10),
-                     "early_stopping_metric": "loss", "overwrite": True, "shuffle": True, "print_valid_sents": [],
-                     "normalization": "tokens", "keep_best_ckpts": 1},
-        "model": {
-            "initializer": "xavier_uniform", "bias_initializer": "zeros", "init_rnn_orthogonal": True,
-            # With its default of 0.01 it had not learnt to translate after 1,500 updates; 0.1 is a guess at the cause.
-            "embed_initializer": "normal", "embed_init_weight": 0.1,
-            "encoder": {"type": "recurrent", "rnn_type": "gru", "num_layers": 1, "bidirectional": True, "dropout": 0.2,
-                        "hidden_size": chosen.hidden, "embeddings": {"embedding_dim": chosen.embedding}},
-            "decoder": {"type": "recurrent", "rnn_type": "gru", "num_layers": 1, "attention": "bahdanau",
-                        "dropout": 0.2, "hidden_dropout": 0.2, "init_hidden": "bridge", "input_feeding": False,
-                        "hidden_size": chosen.hidden, "embeddings": {"embedding_dim": chosen.embedding}},
-        },
-    }  # fmt: skip
-    path = folder / "joeynmt.yaml"
-
-    def train() -> list[str]:
-        for split in ("train", "dev"):
-            for side_ in ("source", "target"):
-                link = folder / f"joey.{split}.{side_}"
-                link.unlink(missing_ok=True)
-                link.symlink_to((folder / f"{split}.{side_}").resolve())
-        path.write_text(yaml.safe_dump(config))
-        return [python, "-m", "joeynmt", "train", str(path), "--skip-test"]
+def _joeynmt(task: Task, python: Path) -> System:
+    config = joeynmt_config(task)
 
     def translate(source: Path, output: Path) -> list[str]:
         # Its verb that translates standard input cannot write a file (version 2.3.0); the one that tests can.
         data = {name: value for name, value in config["data"].items() if name not in ("train", "dev")}
         test = source.with_name(f"joeynmt.{source.stem}.yaml")
         test.write_text(yaml.safe_dump({**config, "data": {**data, "test": str(source.with_suffix(""))}}))
-        return [python, "-m", "joeynmt", "test", str(test), "-o", str(output)]
+        return [str(python), "-m", "joeynmt", "test", str(test), "-o", str(output)]
 
-    return System(train, translate)
+    return System(lambda: joeynmt_training(task, python, config), translate)
 
 
-def _opennmt(chosen: argparse.Namespace, python: Path) -> System:
-    folder = chosen.directory
-    path = folder / "opennmt.yaml"
-    config = {
-        "save_data": str(folder / "opennmt"), "save_model": str(folder / "opennmt" / "model"), "overwrite": True,
-        "src_vocab": str(folder / "pieces.onmt.txt"), "tgt_vocab": str(folder / "pieces.onmt.txt"),
-        "share_vocab": True,
-        "data": {"corpus": {"path_src": str(folder / "train.source"), "path_tgt": str(folder / "train.target")}},
-        "encoder_type": "brnn", "decoder_type": "rnn", "rnn_type": "GRU", "enc_layers": 1, "dec_layers": 1,
-        "enc_hid_size": chosen.hidden, "dec_hid_size": chosen.hidden, "hidden_size": chosen.hidden,
-        "word_vec_size": chosen.embedding, "global_attention": "mlp", "input_feed": 0, "bridge": True,
-        "dropout": [0.2], "optim": "adam", "learning_rate": chosen.lr, "max_grad_norm": 1.0,
-        "batch_size": chosen.sentences, "batch_type": "sents", "normalization": "tokens", "bucket_size": 29_000,
-        "num_workers": 0, "train_steps": chosen.updates, "save_checkpoint_steps": chosen.updates,
-        "valid_steps": 10**6, "report_every": 100, "world_size": 1, "gpu_ranks": [], "seed": 1,
-    }  # fmt: skip
-
-    def train() -> list[str]:
-        (folder / "opennmt").mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump(config))
-        return [str(python.with_name("onmt_train")), "-config", str(path)]
-
+def _opennmt(task: Task, python: Path) -> System:
     def translate(source: Path, output: Path) -> list[str]:
-        model = folder / "opennmt" / f"model_step_{chosen.updates}.pt"
-        flags = ["-beam_size", str(chosen.beam_size), "-length_penalty", "avg", "-max_length", "60"]
+        model = task.folder / "opennmt" / f"model_step_{task.updates}.pt"
+        flags = ["-beam_size", str(task.beam_size), "-length_penalty", "avg", "-max_length", "60"]
         flags += ["-batch_size", "2048", "-batch_type", "tokens", "-gpu", "-1"]
         words = [str(python.with_name("onmt_translate")), "-model", str(model), "-src", str(source)]
         return [*words, "-output", str(output), *flags]
 
-    return System(train, translate)
-
-
-def call(words: Sequence[str], log: Path) -> Usage:
-    """Runs a process with one thread and says what it used."""
-    variables = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
-    with open(log, "ab") as output:
-        process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **variables}
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(words[:4])} ... ended with {process.returncode}; see {log}")
-    return Usage(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    return System(lambda: opennmt_training(task, python, opennmt_config(task)), translate)
 
 
 def share_of_products(run: Path, lines: Sequence[str], beam_size: int, int8: bool) -> float:
@@ -248,9 +154,14 @@ def main() -> None:
     chosen.directory = chosen.directory.resolve()
     chosen.directory.mkdir(parents=True, exist_ok=True)
     print(describe(), flush=True)
-    prepare(chosen)
     folder = chosen.directory
-    known = {name: system for name, system in systems(chosen).items() if chosen.only is None or name in chosen.only}
+    sizes = {
+        name: getattr(chosen, name) for name in ("vocabulary", "embedding", "hidden", "lr", "updates", "beam_size")
+    }
+    task = Task(folder, batch=chosen.sentences, by="sents", **sizes)
+    prepare(task, chosen.corpus)
+    every = systems(task, chosen.peers)
+    known = {name: system for name, system in every.items() if chosen.only is None or name in chosen.only}
     for name, system in known.items():
         toolkit = name.split()[0]
         done = folder / f"{toolkit}.trained.json"
