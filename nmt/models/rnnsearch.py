@@ -223,14 +223,21 @@ class RNNsearch(Seq2Seq):
             features = features * locks[1].unsqueeze(1)
         return Advance(features, tuple(layers), attention)
 
+    @property
+    def output_layer(self) -> nn.Linear:
+        return self.output
+
     def project(self, features: Tensor) -> Tensor:
+        return self.output(self.output_inputs(features))
+
+    def output_inputs(self, features: Tensor) -> Tensor:
         locked = self.config.locked
         hidden = self.readout(features if locked else self.dropout(features))
         if self.config.readout == "maxout":
             hidden = hidden.unflatten(-1, (-1, 2)).amax(dim=-1)
         else:
             hidden = torch.tanh(hidden)
-        return self.output(hidden if locked else self.dropout(hidden))
+        return hidden if locked else self.dropout(hidden)
 
     def _cell(self, cell: nn.Module, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """One recurrent cell over (batch, slots); the cells of torch know only one leading dimension."""

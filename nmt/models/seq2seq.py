@@ -47,6 +47,11 @@ class Seq2Seq(nn.Module):
         runs its prefixes again are two networks, though both read the same memory."""
         return any(part.p > 0 for part in self.modules() if isinstance(part, nn.Dropout))
 
+    @property
+    def output_layer(self) -> nn.Linear | None:
+        """The layer that `project` applies to `output_inputs`, where it does no more than that; here none is known."""
+        return None
+
     @abstractmethod
     def encode(self, source: Tensor, lengths: Tensor) -> Any:
         """Reads the source once.

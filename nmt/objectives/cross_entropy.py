@@ -8,7 +8,7 @@ from torch import Tensor
 from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
-from nmt.objectives.likelihood import weighted_log_likelihood
+from nmt.objectives.likelihood import token_log_likelihood
 from nmt.objectives.objective import Loss, shifted
 
 
@@ -24,23 +24,9 @@ class CrossEntropyConfig:
             raise UserError(f"cross_entropy.label_smoothing is {self.label_smoothing}; give a share from 0 up to 1")
 
 
-def smoothed_nll(logits: Tensor, gold: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Sums, in nats, over tokens: the smoothed loss, which carries the gradient, and the plain negative
-    log-likelihood, which does not.
-
-    Args:
-        logits: (tokens, vocabulary).
-        gold: (tokens,).
-    """
-    rows = torch.arange(len(gold), device=gold.device)
-    ones = torch.ones_like(rows, dtype=torch.float32)
-    uniform = smoothing * ones if smoothing else None
-    likelihood, log_probability = weighted_log_likelihood(logits, rows, gold, (1 - smoothing) * ones, uniform)
-    return -likelihood, -log_probability.sum()
-
-
 def forced_nll(model: Seq2Seq, features: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """`smoothed_nll` of a batch; where the target is padding no logits are made.
+    """Sums, in nats, over the tokens of a batch: the smoothed loss, which carries the gradient, and the plain negative
+    log-likelihood, which does not. Where the target is padding no logits are made.
 
     Args:
         model: whose `project` gives the logits.
@@ -49,8 +35,17 @@ def forced_nll(model: Seq2Seq, features: Tensor, target: Tensor, smoothing: floa
     """
     flat = target.flatten()
     kept = (flat != model.padding).nonzero().squeeze(1)
-    logits = model.project(features.flatten(0, 1).index_select(0, kept))
-    return smoothed_nll(logits, flat[kept], smoothing)
+    rows = torch.arange(len(kept), device=kept.device)
+    ones = torch.ones_like(rows, dtype=torch.float32)
+    likelihood, log_probability = token_log_likelihood(
+        model,
+        features.flatten(0, 1).index_select(0, kept),
+        rows,
+        flat[kept],
+        (1 - smoothing) * ones,
+        smoothing * ones if smoothing else None,
+    )
+    return -likelihood, -log_probability.sum()
 
 
 class CrossEntropy:

@@ -1,10 +1,17 @@
-"""Weighted sums of log-probabilities, with one buffer for the gradient of the logits."""
+"""Weighted sums of log-probabilities, which hold few logits or none for the backward pass."""
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from nmt.models.seq2seq import Seq2Seq
+
+# Logits that are there at once. What a CPU's cache holds is best there; a GPU wants large products.
+_LOGITS = {"cpu": 2**22, "cuda": 2**26}
 
 
 class _WeightedLogLikelihood(torch.autograd.Function):
@@ -60,3 +67,134 @@ def weighted_log_likelihood(
         the sum, which carries the gradient, and log p (queries,), which does not.
     """
     return _WeightedLogLikelihood.apply(logits, rows, tokens, weights, uniform)
+
+
+def token_log_likelihood(
+    model: Seq2Seq, features: Tensor, rows: Tensor, tokens: Tensor, weights: Tensor, uniform: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`weighted_log_likelihood` of the logits that `model.project` makes of the features (rows, features).
+
+    Where the model tells its output layer, no more than a few rows of logits are there at any time, and their gradient
+    is made beside them: what is kept has the size of the layer and of its inputs.
+    """
+    layer = model.output_layer
+    if type(layer) is not nn.Linear:  # a layer that something was added to is asked as a whole
+        return weighted_log_likelihood(model.project(features), rows, tokens, weights, uniform)
+    inputs = model.output_inputs(features)
+    wanted = torch.is_grad_enabled()
+    return _LayerLogLikelihood.apply(inputs, layer.weight, layer.bias, rows, tokens, weights, uniform, wanted)
+
+
+class _LayerLogLikelihood(torch.autograd.Function):
+    """The sum of `_WeightedLogLikelihood` for the logits X V' + b, made block by block with its gradient.
+
+    With P the softmax of a row and c_r = W_r + u_r, the gradients of the sum are
+
+        in X:  -c_r P_r V  + sum over the row's q of w_q V[token_q] + u_r mean(V)
+        in V:  -P' (c X)   + w_q X[row_q], added up at token_q      + sum over r of u_r X_r / |V| at every token
+        in b:  -P' c       + w_q, added up at token_q               + sum over r of u_r / |V| at every token
+
+    Their first terms alone walk the vocabulary, and P is never divided by its sum: c is.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor,
+        tokens: Tensor,
+        weights: Tensor,
+        uniform: Tensor | None,
+        wanted: bool,
+    ) -> tuple[Tensor, Tensor]:
+        device = inputs.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        with torch.autocast(device, enabled=False):
+            x, v = inputs.to(dtype), weight.to(dtype)
+            b = weight.new_zeros(len(weight), dtype=dtype) if bias is None else bias.to(dtype)
+            weights = weights.to(wide)
+            total = torch.zeros(len(x), dtype=wide, device=x.device).index_add_(0, rows, weights)
+            if uniform is not None:
+                uniform = uniform.to(wide)
+                total += uniform
+            need_x, need_v, need_b = (wanted and need for need in ctx.needs_input_grad[:3])
+            of_x = torch.empty_like(x, dtype=wide) if need_x else None
+            of_v = torch.zeros_like(v, dtype=wide) if need_v else None
+            of_b = torch.zeros_like(b, dtype=wide) if need_b else None
+
+            order = rows.argsort(stable=True)
+            size = max(1, _LOGITS.get(device, _LOGITS["cuda"]) // len(v))
+            normaliser = torch.empty_like(total)
+            log_probability = torch.empty_like(weights)
+            for block, queries in _blocks(rows.index_select(0, order), len(x), size):
+                asked = order[queries]
+                logits = torch.addmm(b, x[block], v.t()).to(wide)
+                largest = logits.amax(dim=1, keepdim=True)
+                logits -= largest
+                found = logits[rows[asked] - block.start, tokens[asked]]
+                powers = logits.exp_()
+                summed = powers.sum(dim=1, keepdim=True)
+                log_summed = summed.log().squeeze(1)
+                log_probability[asked] = found - log_summed[rows[asked] - block.start]
+                normaliser[block] = largest.squeeze(1) + log_summed
+                factor = total[block].unsqueeze(1) / summed
+                powers = powers.to(dtype)
+                if of_x is not None:
+                    of_x[block] = (powers @ v) * -factor
+                if of_v is not None:
+                    _add_product(of_v, powers.t(), (x[block] * -factor).to(dtype))
+                if of_b is not None:
+                    of_b -= (factor.t().to(dtype) @ powers).squeeze(0)
+
+            value = (weights * log_probability).sum()
+            if of_x is not None:
+                of_x.index_add_(0, rows, v.index_select(0, tokens) * weights.unsqueeze(1))
+            if of_v is not None:
+                of_v.index_add_(0, tokens, x.index_select(0, rows) * weights.unsqueeze(1))
+            if of_b is not None:
+                of_b.index_add_(0, tokens, weights)
+            if uniform is not None:
+                mean, spread = v.to(wide).mean(dim=0), uniform / len(v)
+                value = value + (uniform * (x.to(wide) @ mean + b.to(wide).mean() - normaliser)).sum()
+                if of_x is not None:
+                    of_x.addr_(uniform, mean)
+                if of_v is not None:
+                    of_v += spread @ x.to(wide)
+                if of_b is not None:
+                    of_b += spread.sum()
+        ctx.save_for_backward(of_x, of_v, of_b)
+        ctx.dtypes = inputs.dtype, weight.dtype
+        ctx.mark_non_differentiable(log_probability)
+        return value, log_probability
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        of_inputs, of_weight, of_bias = ctx.saved_tensors
+        kinds = ctx.dtypes[0], ctx.dtypes[1], ctx.dtypes[1]
+        found = (
+            None if each is None else (each * grad).to(kind)
+            for each, kind in zip((of_inputs, of_weight, of_bias), kinds, strict=True)
+        )
+        return *found, None, None, None, None, None
+
+
+def _blocks(rows: Tensor, count: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Of 0 ... count - 1 the rows of a block, and which of the ascending `rows` lie in it."""
+    starts = list(range(0, max(count, 1), size))
+    bounds = [0, len(rows)]
+    if len(starts) > 1:  # a GPU would be waited for
+        bounds[1:1] = torch.searchsorted(rows, torch.tensor(starts[1:], device=rows.device)).tolist()
+    for start, (first, last) in zip(starts, pairwise(bounds), strict=True):
+        yield slice(start, min(start + size, count)), slice(first, last)
+
+
+def _add_product(result: Tensor, left: Tensor, right: Tensor) -> None:
+    """result += left @ right, where the factors may be narrower than the result."""
+    if left.dtype == result.dtype:
+        result.addmm_(left, right)
+    else:
+        result += left @ right

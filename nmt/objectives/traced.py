@@ -16,7 +16,7 @@ from torch.nn.functional import kl_div
 
 from nmt.batching import Batch
 from nmt.models.seq2seq import Seq2Seq
-from nmt.objectives.likelihood import weighted_log_likelihood
+from nmt.objectives.likelihood import token_log_likelihood, weighted_log_likelihood
 from nmt.objectives.objective import Loss
 from nmt.objectives.prefix_bleu import PrefixBLEU
 from nmt.objectives.soft_bleu import count_reference
@@ -113,16 +113,18 @@ def traced_loss(
     asked = inside if led is None else inside & led.unsqueeze(1)
     gold_rows, gold_tokens = played.gold[asked], batch.target[asked]
     share = played.weights.new_full(gold_rows.shape, cross_entropy / len(gold_rows))
-    logits = model.project(played.features)
-    uniform = share.new_zeros(len(logits)).index_add_(0, gold_rows, share * -label_smoothing)
-    likelihood, log_probability = weighted_log_likelihood(
-        logits,
+    uniform = share.new_zeros(len(played.features)).index_add_(0, gold_rows, share * -label_smoothing)
+    asked_for = (
         torch.cat([played.rows, gold_rows]),
         torch.cat([played.tokens, gold_tokens]),
         torch.cat([played.weights, share * -(1 - label_smoothing)]),
         uniform,
     )
-    if anchor is not None:
+    if anchor is None:
+        likelihood, log_probability = token_log_likelihood(model, played.features, *asked_for)
+    else:
+        logits = model.project(played.features)
+        likelihood, log_probability = weighted_log_likelihood(logits, *asked_for)
         with torch.no_grad():
             known = anchor.project(play(anchor, anchor.encode(batch.source, batch.source_lengths)).features)
         apart = mean_divergence(known, logits)
@@ -132,7 +134,7 @@ def traced_loss(
     figures |= {
         "nll": -gold.mean(),
         "gold_in_beam": played.held[inside].to(value.dtype).mean(),
-        "prefixes": len(logits) / tokens,
+        "prefixes": len(played.features) / tokens,
     }
     # The gradient is that of the likelihood; in the value the loss stands for its part of it.
     total = likelihood + (value.detach() - (played.weights * weighed).sum())

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from nmt.errors import UserError
 from nmt.objectives import CrossEntropy, CrossEntropyConfig, SoftBeam, SoftBeamConfig, TemperatureConfig
-from nmt.objectives.cross_entropy import smoothed_nll
+from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import shifted
 from nmt.search import SoftSearchConfig, soft_beam_search
 from tests.conftest import random_batch
@@ -18,19 +18,20 @@ EOS = 3
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_smoothed_nll_equals_torch(smoothing):
+def test_forced_nll_equals_torch(tiny_model, smoothing):
     torch.manual_seed(0)
-    logits = torch.randn(15, 11, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(0, 11, (15,))
-    loss, plain = smoothed_nll(logits, target, smoothing)
-    (3 * loss).backward()
-    mine = logits.grad.clone()
-    logits.grad = None
-    expected = F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="sum")
-    (3 * expected).backward()
+    model = tiny_model(vocabulary=15).double()
+    target = torch.tensor([[5, 9, 6, EOS], [7, EOS, 0, 0], [14, 14, EOS, 0]])
+    features = torch.randn(3, 4, model.readout.in_features, dtype=torch.float64, requires_grad=True)
+    wanted = [features, *model.readout.parameters(), *model.output.parameters()]
+    loss, plain = forced_nll(model, features, target, smoothing)
+    mine = torch.autograd.grad(3 * loss, wanted)
+    logits = model.project(features).flatten(0, 1)
+    options = {"ignore_index": model.padding, "reduction": "sum"}
+    expected = F.cross_entropy(logits, target.flatten(), label_smoothing=smoothing, **options)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(mine, logits.grad)
-    torch.testing.assert_close(plain, F.cross_entropy(logits, target, reduction="sum").detach())
+    torch.testing.assert_close(mine, torch.autograd.grad(3 * expected, wanted, retain_graph=True))
+    torch.testing.assert_close(plain, F.cross_entropy(logits, target.flatten(), **options).detach())
 
 
 def test_cross_entropy_equals_sentence_by_sentence(tiny_model):

@@ -139,22 +139,6 @@ def test_only_the_references_asked_for_are_decoded(model, batch, tolerance):
     assert len(every.features) - len(some.features) == saved > 0
 
 
-def test_weighted_log_likelihood_is_that_of_torch():
-    torch.manual_seed(0)
-    logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
-    rows, tokens = torch.tensor([0, 0, 3, 3, 0, 4]), torch.tensor([1, 2, 6, 6, 1, 0])
-    weights, uniform = torch.randn(6, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
-    value, log_probability = weighted_log_likelihood(logits, rows, tokens, weights, uniform)
-    (2 * value).backward()
-    mine, logits.grad = logits.grad.clone(), None
-    plain = logits.log_softmax(1)
-    expected = (weights * plain[rows, tokens]).sum() + (uniform * plain.mean(1)).sum()
-    (2 * expected).backward()
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(log_probability, plain[rows, tokens])
-    torch.testing.assert_close(mine, logits.grad)
-
-
 def slow_search(model, source, limit, k, size):
     """Beam search for one sentence with Python lists: for each step the candidates (score, prefix, ended), best first;
     the first k that go on are the next beam. It stops when nothing open can become the best any more."""
