@@ -2,8 +2,6 @@
 
 What is linear in something that is there once is computed once: what the next token adds to gates and readout is a
 table over the vocabulary, and what a source position adds to them is part of the memory, where slots only average it.
-The attention's tanh(q + k) is 1 - 2 / (1 + exp(2 q) exp(2 k)): one exponential a source position and one a slot,
-instead of a tanh for each pair; its constant part drops out of the softmax.
 """
 
 from collections.abc import Callable
@@ -13,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from nmt.models.attention import powers
 from nmt.models.frozen import frozen
 from nmt.models.int8 import take_outputs
 from nmt.models.recurrence import run_cell
 from nmt.models.rnnsearch import RNNsearch
 from nmt.models.seq2seq import Advance, Seq2Seq
 
-# exp(2 x) of it is near the end of float32; tanh is 1 long before.
-_FAR = 43.0
 # Sentences whose attention a CPU computes at once, so that the terms of each pair stay in its cache.
 _SENTENCES = 4
 
@@ -102,11 +99,10 @@ class FusedRNNsearch(Seq2Seq):
         + readout), whatever it is at padding, lengths (batch,), and the backward state at the first word (batch,
         hidden)."""
         keys, values = looked.split([self.config.hidden, looked.shape[2] - self.config.hidden], dim=2)
-        powers = (2 * keys.float().clamp(-_FAR, _FAR)).exp()
         positions = torch.arange(looked.shape[1], device=looked.device)
         mask = torch.zeros(looked.shape[:2], device=looked.device)
         mask = mask.masked_fill(positions >= lengths.unsqueeze(1), -torch.inf)
-        return FusedMemory(powers, values.contiguous(), mask, torch.tanh(self.initial(summary)))
+        return FusedMemory(powers(keys.float()), values.contiguous(), mask, torch.tanh(self.initial(summary)))
 
     def start(self, memory: FusedMemory) -> tuple[tuple[Tensor, ...], ...]:
         layers = memory.initial.unsqueeze(1).chunk(self.config.decoder_layers, dim=2)
@@ -136,11 +132,11 @@ class FusedRNNsearch(Seq2Seq):
 
     def _attend(self, query: Tensor, memory: FusedMemory) -> Tensor:
         """Weights (batch, slots, source length), float32."""
-        asked = (2 * query.float().clamp(-_FAR, _FAR)).exp()
+        asked = powers(query.float())
         weight, size = self.energy.float(), len(asked) if asked.is_cuda else _SENTENCES
         energies = [
-            torch.addcmul(self.one, powers.unsqueeze(1), part.unsqueeze(2)).reciprocal_() @ weight
-            for powers, part in zip(memory.powers.split(size), asked.split(size), strict=True)
+            torch.addcmul(self.one, keys.unsqueeze(1), part.unsqueeze(2)).reciprocal_() @ weight
+            for keys, part in zip(memory.powers.split(size), asked.split(size), strict=True)
         ]
         return torch.cat(energies).add_(memory.mask.unsqueeze(1)).softmax(dim=2)
 

@@ -65,14 +65,16 @@ class Int8Linear(nn.Module):
             scale: (outputs,), what a unit of each row of the weight stands for.
             bias: (outputs,), or None.
             bound: no input is larger than this, in absolute value; None: each row is scaled by its own largest entry.
+
+        `levels` is the whole number that the bound is rounded to.
         """
         super().__init__()
         self.bound = bound
         self.weight, self.scale, self.bias = weight, scale, torch.zeros(len(weight)) if bias is None else bias
         self._packed = torch.ops.onednn.qlinear_prepack(weight, None)
         self._zeros = torch.zeros(len(weight), dtype=torch.long)
-        self._levels = _levels()
-        self._middle = torch.tensor(self._levels + 1.5)  # the half: what follows cuts off
+        self.levels = _levels()
+        self._middle = torch.tensor(self.levels + 1.5)  # the half: what follows cuts off
 
     def take_outputs(self, outputs: Tensor) -> "Int8Linear":
         """The layer with the outputs (n,) alone."""
@@ -82,18 +84,18 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if self.bound is not None:
-            scaled = torch.add(self._middle, rows, alpha=self._levels / self.bound)
-            result = self._multiply(scaled, self.bound / self._levels, self.bias)
+            scaled = torch.add(self._middle, rows, alpha=self.levels / self.bound)
+            result = self._multiply(scaled, self.bound / self.levels, self.bias)
         else:
             largest = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
-            scaled = torch.addcmul(self._middle, rows, self._levels / largest)
-            result = self._multiply(scaled, 1 / self._levels, None)
+            scaled = torch.addcmul(self._middle, rows, self.levels / largest)
+            result = self._multiply(scaled, 1 / self.levels, None)
             torch.addcmul(self.bias, result, largest, out=result)
         return result.view(*x.shape[:-1], -1)
 
     def _multiply(self, scaled: Tensor, scale: float, bias: Tensor | None) -> Tensor:
         rounded = scaled.to(torch.uint8)
-        return _product(rounded, scale, self._levels + 1, self._packed, self.scale, self._zeros, bias)
+        return _product(rounded, scale, self.levels + 1, self._packed, self.scale, self._zeros, bias)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Int8Linear":
         # What is packed cannot be copied, and nothing here ever changes.

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmt.models.fused import _FAR, FusedMemory, FusedRNNsearch
+from nmt.models.attention import FAR
+from nmt.models.fused import FusedMemory, FusedRNNsearch
 
 # Where ONNX keeps the gates of torch: GRU (reset, update, new) and LSTM (input, forget, cell, output).
 _GATES = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
@@ -86,7 +87,7 @@ class _Portable(FusedRNNsearch):
         self.__dict__.update(form.__dict__)
 
     def _attend(self, query: Tensor, memory: FusedMemory) -> Tensor:
-        asked = (2 * query.clamp(-_FAR, _FAR)).exp()
+        asked = (2 * query.clamp(-FAR, FAR)).exp()
         mixed = memory.powers.unsqueeze(1) * asked.unsqueeze(2) + 1.0
         return ((self.energy / mixed).sum(dim=3) + memory.mask.unsqueeze(1)).softmax(dim=2)
 

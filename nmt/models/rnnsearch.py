@@ -61,10 +61,10 @@ class RNNsearchConfig:
 
 
 class Memory(NamedTuple):
-    """What the encoder leaves: values (batch, source length, 2 hidden), keys (batch, source length, hidden),
-    mask (batch, source length), summary (batch, hidden): the backward state at the first word. Of a model with locked
-    dropout in training also `locks`, what the decoder's embeddings (batch, embedding) and features (batch, features)
-    are multiplied by."""
+    """What the encoder leaves: values (batch, source length, 2 hidden), the attention's keys (batch, source length,
+    hidden), mask (batch, source length), summary (batch, hidden): the backward state at the first word. Of a model with
+    locked dropout in training also `locks`, what the decoder's embeddings (batch, embedding) and features (batch,
+    features) are multiplied by."""
 
     values: Tensor
     keys: Tensor

@@ -102,7 +102,8 @@ def train_own(task: Task, _: Path | None, part: int) -> Training:
     stream = stream_of(task)
     updates = stream.batches_in_epoch(0) // part
     flags = {"run": run, "trainer.log_every": 1, "cross_entropy.label_smoothing": 0.0, "data.dev_lines": 10}
-    flags |= {"data.cache": task.folder / "cache"}
+    # The peers have no warm-up here: the losses after as many updates are to be compared.
+    flags |= {"data.cache": task.folder / "cache", "optimizer.warmup": 0}
     usage = call(own_training(replace(task, updates=updates), task.batch, **flags), task.folder / "nmt.log")
     reports = [json.loads(line) for line in read_lines(run / "metrics.jsonl")]
     losses = [report["nll"] for report in reports if "nll" in report]

@@ -27,11 +27,11 @@ class Bounded(nn.Module):
         self.listed = nn.ModuleList([nn.Linear(40, 30)])
 
 
-def by_definition(layer, x, bound):
+def by_definition(layer, x, bound, levels):
     """Weights rounded by the largest of an output, inputs by the bound or the largest of a row, in float64."""
     weight, x = layer.weight.double(), x.double()
     unit = weight.abs().amax(1, keepdim=True) / 127
-    step = (x.abs().amax(-1, keepdim=True) if bound is None else torch.tensor(bound)) / 127
+    step = (x.abs().amax(-1, keepdim=True) if bound is None else torch.tensor(bound)) / levels
     whole = ((x / step + 0.5).floor() * step) @ ((weight / unit).round() * unit).T
     return whole if layer.bias is None else whole + layer.bias.double()
 
@@ -49,7 +49,7 @@ def test_a_layer_is_its_definition(name):
     x = torch.rand(3, 7, 40) * 2 * (bound or 5.0) - (bound or 5.0)
     x[0, 0] = 0.0
     x[0, 1, 0] = bound or 9.0
-    expected = by_definition(layer, x, bound)
+    expected = by_definition(layer, x, bound, found.levels)
     torch.testing.assert_close(found(x).double(), torch.nan_to_num(expected, nan=0.0), atol=1e-5, rtol=1e-5)
     assert 1e-4 < float((found(x) - layer(x)).detach()[1:].abs().max()) < 0.1, "rounded, and the same layer"
 

@@ -1,0 +1,56 @@
+"""Additive attention by powers against its definition by tanh."""
+
+import pytest
+import torch
+
+from nmt.models.attention import AdditiveAttention
+
+
+def by_definition(layer, query, values, mask):
+    keys = layer.key(values)
+    energy = layer.energy(torch.tanh(layer.query(query).unsqueeze(2) + keys.unsqueeze(1))).squeeze(3)
+    attention = energy.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(2)
+    return attention @ values, attention
+
+
+@pytest.mark.parametrize("size", [1.0, 20.0])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_attention_and_gradients_are_those_of_the_definition(slots, size):
+    torch.manual_seed(0)
+    layer = AdditiveAttention(4, 6, 5).double()
+    query = (size * torch.randn(2, slots, 4, dtype=torch.float64)).requires_grad_()
+    values = (size * torch.randn(2, 7, 6, dtype=torch.float64)).requires_grad_()
+    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    mine = layer(query, layer.keys(values), values, mask)
+    theirs = by_definition(layer, query, values, mask)
+    torch.testing.assert_close(mine, theirs)
+    wanted = [query, values, *layer.parameters()]
+    weights = [torch.randn_like(part) for part in theirs]
+    torch.testing.assert_close(*(torch.autograd.grad(each, wanted, weights) for each in (mine, theirs)))
+
+
+def test_what_is_far_from_zero_has_no_nan():
+    layer = AdditiveAttention(1, 1, 1)
+    for parameter in layer.parameters():
+        parameter.data.fill_(1.0)
+    query = torch.tensor([[[-1e4], [0.0], [1e4]]], requires_grad=True)
+    values = torch.tensor([[[-30.0], [-3.0], [0.5], [30.0]]], requires_grad=True)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    context, attention = layer(query, layer.keys(values), values, mask)
+    context.sum().backward()
+    assert all(part.grad.isfinite().all() for part in (query, values, *layer.parameters()))
+    torch.testing.assert_close(attention[0, 1], torch.tanh(values[0, :, 0].detach() + 1).softmax(0))
+    torch.testing.assert_close(attention[0, [0, 2]], torch.full((2, 4), 0.25))
+
+
+def test_half_precision_is_near():
+    torch.manual_seed(0)
+    layer = AdditiveAttention(16, 24, 20)
+    query, values = torch.randn(2, 3, 16), torch.randn(2, 7, 24)
+    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    expected, _ = by_definition(layer, query, values, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = layer(query, layer.keys(values), values, mask)
+        found.float().sum().backward()
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.03)
+    assert layer.key.weight.grad.dtype == torch.float32
