@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from nmt.errors import UserError
 from nmt.models.attention import AdditiveAttention
+from nmt.models.dropout import Dropout
 from nmt.models.recurrence import run_bidirectional_gru
 from nmt.models.seq2seq import Advance, Seq2Seq, node_places, pad_nodes
 from nmt.tree import take_rows
@@ -114,7 +115,7 @@ class RNNsearch(Seq2Seq):
         widen = 2 if config.readout == "maxout" else 1
         self.readout = nn.Linear(hidden + embedding + 2 * hidden, widen * embedding)
         self.output = nn.Linear(embedding, target_vocabulary)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self._initialise()
         if config.tied_embeddings != "none":
             self.output.weight = self.target_embedding.weight

@@ -409,12 +409,13 @@ def test_a_soft_beam_shows_what_it_does(small_corpus, tmp_path, loss):
     options = {"objective": "soft_beam", "soft_beam.loss": loss, "trainer.max_steps": 4, "trainer.log_every": 1}
     train_quietly(make_config(tmp_path, small_corpus, options))
     reports = read_journal(tmp_path / "metrics.jsonl")
-    last = [report for report in reports if "loss" in report][-1]
+    updates = [report for report in reports if "loss" in report]
+    last = updates[-1]
     path = {"reachable_bleu": {"gradient_reach", "gradient_risk", "gold_in_beam"}, "gold_in_beam": {"gold_kept"}}
     shown = {"softness", "slot_entropy", "temperature", "nll"} | path.get(loss, {"gradient_states", "gradient_scores"})
     assert shown <= set(last) and all(math.isfinite(last[name]) for name in shown)
     if loss != "reachable_bleu":
-        assert last["gradient_scores"] > 0
+        assert any(report["gradient_scores"] > 0 for report in updates)  # 0 where no reference is left in any beam
     dev = next(report for report in reports if "dev/bleu" in report)
     assert 0 <= dev["dev/bleu_greedy"] <= 100
     assert (tmp_path / "beam.png").read_bytes().startswith(b"\x89PNG")
