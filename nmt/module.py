@@ -204,7 +204,7 @@ class TranslationModule(pl.LightningModule):
         ):
             groups.append({"params": own, "weight_decay": 0.0})
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.name]
-        optimizer = kind(groups, lr=config.lr, betas=config.betas)
+        optimizer = kind(groups, lr=config.lr, betas=config.betas, fused=True)
 
         def factor(update: int) -> float:
             return self.plateau_scale * learning_rate_factor(update, config, self.config.trainer.max_steps)

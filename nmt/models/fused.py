@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from nmt.models.attention import powers
+from nmt.models.cells import run_cell
 from nmt.models.frozen import frozen
 from nmt.models.int8 import take_outputs
-from nmt.models.recurrence import run_cell
 from nmt.models.rnnsearch import RNNsearch
 from nmt.models.seq2seq import Advance, Seq2Seq
 

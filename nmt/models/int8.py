@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from nmt.errors import UserError
+from nmt.models.cells import run_cell
 from nmt.models.frozen import frozen
-from nmt.models.recurrence import run_cell
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

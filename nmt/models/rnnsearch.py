@@ -17,6 +17,7 @@ from nmt.models.attention import AdditiveAttention
 from nmt.models.dropout import Dropout
 from nmt.models.recurrence import run_bidirectional_gru
 from nmt.models.seq2seq import Advance, Seq2Seq, node_places, pad_nodes
+from nmt.models.steps import for_steps
 from nmt.tree import take_rows
 from nmt.vocabulary import BOS, EOS, PAD
 
@@ -167,6 +168,11 @@ class RNNsearch(Seq2Seq):
     @property
     def steps_draw(self) -> bool:
         return self.dropout.p > 0 and not self.config.locked
+
+    def unrolled(self) -> "RNNsearch":
+        # On a GPU the cells have kernels of their own.
+        on_cpu = self.output.weight.device.type == "cpu"
+        return for_steps(self) if on_cpu and torch.is_grad_enabled() else self
 
     def start(self, memory: Memory) -> tuple[tuple[Tensor, ...], ...]:
         hidden = torch.tanh(self.initial(memory.summary)).unsqueeze(1)

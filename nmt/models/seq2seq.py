@@ -116,6 +116,11 @@ class Seq2Seq(nn.Module):
         """
         return lambda features: self.project(features).index_select(-1, candidates)
 
+    def unrolled(self) -> "Seq2Seq":
+        """The model with the same weights, for the many `advance` or `advance_nodes` of one forward pass, which may
+        share what a single one would make for itself. Here it is the model itself."""
+        return self
+
     def step(self, embedding: Tensor, state: Any, memory: Any) -> tuple[Tensor, Any]:
         """`advance` and `project` in one: logits (batch, slots, target vocabulary) and the new state."""
         advanced = self.advance(embedding, state, memory)
@@ -126,11 +131,11 @@ class Seq2Seq(nn.Module):
 
         One token at a time here; a model that can do all positions at once overrides this.
         """
-        state = self.start(memory)
+        state, advance = self.start(memory), self.unrolled().advance
         features = []
         # Split at once: the gradient of a slice is a tensor of zeros as large as the whole, at every step.
         for embedding in self.embed(tokens).split(1, dim=1):
-            advanced = self.advance(embedding, state, memory)
+            advanced = advance(embedding, state, memory)
             state = advanced.state
             features.append(advanced.features)
         return torch.cat(features, dim=1)

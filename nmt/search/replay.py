@@ -60,7 +60,7 @@ def replay(
     heavy = [weight.abs() > tolerance for weight in weights]
     needed = _needed(trace, heavy)
     nothing = torch.zeros(rows, 1, dtype=torch.bool, device=device)
-    state = model.start(memory)
+    state, advance_nodes = model.start(memory), model.unrolled().advance_nodes
     features: list[Tensor] = []
     queries: list[tuple[Tensor, Tensor, Tensor]] = []
     held = torch.zeros(rows, longest, dtype=torch.bool, device=device)
@@ -88,7 +88,7 @@ def replay(
             continue
         state = take_rows(state, before.gather(1, parents).flatten().index_select(0, nodes))
         embedding = model.embed(reads.flatten().index_select(0, nodes).unsqueeze(1))
-        advanced = model.advance_nodes(embedding, state, memory, nodes // slots.shape[1])
+        advanced = advance_nodes(embedding, state, memory, nodes // slots.shape[1])
         state = advanced.state
         features.append(advanced.features.squeeze(1))
         # Slots that were not run have a number, too, but nobody asks for it.

@@ -175,7 +175,7 @@ def share_of_products(task: Task, updates: int) -> tuple[float, int]:
     config = RNNsearchConfig(embedding=task.embedding, hidden=task.hidden, dropout=DROPOUT)
     model = RNNsearch(config, task.vocabulary, task.vocabulary)
     objective = CrossEntropy(CrossEntropyConfig(label_smoothing=0.0))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=task.lr)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=task.lr, fused=True)
     batches = islice(stream_of(task), updates + 1)
 
     def update() -> None:

@@ -1,10 +1,10 @@
-"""A layer for every step of a recurrence: the values and gradients of the layer itself."""
+"""Layers for the many steps of a pass: the values and gradients of the layers themselves."""
 
 import pytest
 import torch
 from torch import nn
 
-from nmt.models.recurrence import StepLinear
+from nmt.models.steps import StepLinear, for_steps
 
 
 def unroll(step, x):
@@ -31,6 +31,42 @@ def test_gradients_are_those_of_the_layer(bias):
         torch.testing.assert_close(
             torch.autograd.grad(2 * mine, wanted, retain_graph=True), tuple(2 * e for e in expected)
         )
+
+
+def test_weights_that_are_used_beside_the_steps_have_both_gradients():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 4).double(), torch.randn(3, 4, dtype=torch.float64)
+
+    def total(used):
+        return used(x).sin().sum() + (used.weight @ x.t()).cos().sum() + used.bias.exp().sum()
+
+    wanted = list(layer.parameters())
+    expected = torch.autograd.grad(total(layer), wanted)
+    torch.testing.assert_close(torch.autograd.grad(total(StepLinear(layer.weight, layer.bias)), wanted), expected)
+
+
+@pytest.mark.parametrize("kind", [nn.GRUCell, nn.LSTMCell])
+def test_cells_are_those_of_torch(kind):
+    torch.manual_seed(0)
+    parts = nn.ModuleDict({"first": kind(3, 4), "more": nn.ModuleList([kind(4, 4)]), "kept": nn.Tanh()}).double()
+    form = for_steps(parts)
+    assert form["kept"] is parts["kept"] and isinstance(parts["first"], kind), "the module itself stays"
+    state = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 5, 3, dtype=torch.float64, requires_grad=True)
+
+    def unroll_cells(cells):
+        first = second = tuple(state) if kind is nn.LSTMCell else state[0]
+        total = x.new_zeros(())
+        for step in x:
+            first = cells["first"](step, first)
+            second = cells["more"][0](first[0] if kind is nn.LSTMCell else first, second)
+            total = total + (second[0] if kind is nn.LSTMCell else second).sin().sum()
+        return total
+
+    wanted = [x, state, *parts.parameters()]
+    mine, theirs = unroll_cells(form), unroll_cells(parts)
+    torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(each, wanted) for each in (mine, theirs)))
 
 
 def test_a_layer_that_no_step_used_has_no_gradient():
