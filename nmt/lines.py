@@ -103,6 +103,8 @@ def write_lines(path: str | Path, lines: Iterable[str]) -> int:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Lends a temporary name beside `path`; renames it to `path` when the block ends without error.
 
+    What is written is on the disk before it has its name: after a power cut there is the old file or the new one.
+
     Raises:
         UserError: the operating system refuses (no permission, no space left, a directory in the way).
     """
@@ -116,12 +118,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        sync(temporary)
         os.replace(temporary, final)
+        with contextlib.suppress(OSError):  # some file systems cannot
+            sync(final.parent)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ manifest.json       versions, checksums, machine, scores
 model.safetensors   the best model on the dev set so far
 model.*.safetensors the last validated models, by their update, where trainer.keep asks for them
 last.ckpt           the state that --resume goes on from
+previous.ckpt       the one before it, in case that one gets damaged
 metrics.jsonl       loss, speed, dev BLEU
 tensorboard/        the same for TensorBoard
 """
@@ -12,21 +13,17 @@ tensorboard/        the same for TensorBoard
 import dataclasses
 import logging
 import os
-import warnings
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
 
 from nmt.checkpoint import NAME, kept_models, kept_name, load_checkpoint, save_checkpoint
 from nmt.config import TrainerConfig
 from nmt.errors import UserError
-from nmt.lines import atomic_path
 from nmt.manifest import read_manifest, update_manifest
 from nmt.module import TranslationModule
+from nmt.state import PREVIOUS, mend_state, read_state
 from nmt.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -41,6 +38,7 @@ class RunFolder:
         self.manifest = self.path / "manifest.json"
         self.model = self.path / NAME
         self.last = self.path / "last.ckpt"
+        self.previous = self.path / PREVIOUS
         self.metrics = self.path / "metrics.jsonl"
         self.beam_picture = self.path / "beam.png"
 
@@ -50,7 +48,7 @@ class RunFolder:
         Raises:
             UserError: there is a run, or a model, already.
         """
-        if self.last.exists():
+        if self.last.exists() or self.previous.exists():
             raise UserError(
                 f"{self.path} holds a run already; go on with it by --resume {self.path}, or give another --run"
             )
@@ -81,11 +79,22 @@ class RunFolder:
         """
         if not self.config.exists():
             raise UserError(f"{self.path} holds no run (no config.yaml); give the folder of a run")
-        if not self.last.exists():
+        if not self.last.exists() and not self.previous.exists():
             raise UserError(
                 f"{self.path} stopped before its first checkpoint (no last.ckpt), so there is nothing to go "
                 "on from; train anew without --resume"
             )
+
+    def mend(self) -> None:
+        """Makes whole what an interruption has left, before a run is gone on with.
+
+        Raises:
+            UserError: as `check_begun`, or no checkpoint is whole.
+        """
+        self.check_begun()
+        mend_state(self.last)
+        for left in self.path.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
 
     def vocabularies(self) -> tuple[Vocabulary, Vocabulary]:
         """Those of the run to resume, source and target.
@@ -161,46 +170,6 @@ class RunFolder:
         return settings
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one and renames it: a full disk leaves the old one whole."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with atomic_path(path) as temporary:
-            try:
-                torch.save(checkpoint, temporary)
-            except RuntimeError as error:
-                # torch's zip writer hides the operating system's error behind a position in its own source.
-                raise OSError("the disk may be full; make room, the last good checkpoint stays") from error
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
-        return read_state(path)
-
-
-def read_state(path: str | Path, mmap: bool = False) -> dict[str, Any]:
-    """The content of a last.ckpt.
-
-    Args:
-        path: the file.
-        mmap: whether tensors stay on the disk until they are read.
-
-    Raises:
-        UserError: it is truncated, not ours, or holds anything but tensors and plain values.
-    """
-    try:
-        # Nothing in a checkpoint may run: tensors and plain values only.
-        with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        if not isinstance(state, dict) or not {"state_dict", "vocabularies", "run"} <= set(state):
-            raise ValueError("it lacks the state of a run")
-    except Exception as error:
-        cause = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"{path} is damaged or not the checkpoint of a run ({cause}). The best model so far is in {NAME} beside "
-            "it; begin a new run --from it."
-        ) from None
-    return state
-
-
 class Saver(CheckpointCallback):
     """Saves the state of the run at each validation, and the model when its dev BLEU is the best so far.
 
@@ -224,6 +193,11 @@ class Saver(CheckpointCallback):
                 self.best, self.best_step = dev.get("bleu", -1.0), dev.get("step", 0)
             except UserError as error:
                 logger.warning("%s The next validated model replaces it.", error)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A state before the first model: a run that breaks off between the two could neither go on nor begin anew.
+        if trainer.global_step == 0:
+            trainer.save_checkpoint(self.folder.last)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TranslationModule)

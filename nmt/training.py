@@ -26,7 +26,8 @@ from nmt.manifest import describe_software, now, read_manifest, update_manifest
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.module import TranslationModule
 from nmt.preemption import Preemption
-from nmt.run import AtomicCheckpointIO, RunFolder, Saver
+from nmt.run import RunFolder, Saver
+from nmt.state import AtomicCheckpointIO
 from nmt.stopper import Stopper
 from nmt.strategy import WorldStrategy
 from nmt.world import World, join_world
@@ -56,6 +57,8 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
     set_threads(config.trainer, world)
     if resume:
         with world.prepare():
+            if world.is_first:
+                folder.mend()
             config = dataclasses.replace(config, trainer=folder.same_updates(config.trainer, world.size))
         # Before the first process writes what the others have just read.
         world.barrier()

@@ -18,7 +18,8 @@ import torch
 
 from nmt.journal import read_journal
 from nmt.manifest import read_manifest
-from nmt.run import RunFolder, read_state
+from nmt.run import RunFolder
+from nmt.state import read_state
 from nmt.world import PARENT
 from tests import ROOT
 from tests.processes import Process, free_port, srun_variables, start, torchrun_variables, train_words, wait_for_update

@@ -13,7 +13,8 @@ import yaml
 from nmt import __version__, cli, config_file, flags
 from nmt.config_file import write_config
 from nmt.lines import read_lines
-from nmt.run import RunFolder, read_state
+from nmt.run import RunFolder
+from nmt.state import read_state
 from tests import ROOT
 from tests.unit.runs import make_config, write_corpus
 
@@ -230,6 +231,7 @@ def test_a_resumed_run_stays_the_same_run(folder, refused, finished_run):
     assert "holds a run already; go on with it by --resume run" in refused(*TRAIN, "--run", "run")
     state = (folder / "run" / "last.ckpt").read_bytes()
     (folder / "run" / "last.ckpt").write_bytes(state[:1000])
+    (folder / "run" / "previous.ckpt").unlink()
     assert "last.ckpt is damaged" in refused("train", "--resume", "run")
     (folder / "run" / "last.ckpt").write_bytes(state)
     assert {path: path.read_bytes() for path in (folder / "run").iterdir()} == before

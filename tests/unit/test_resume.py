@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nmt.run import read_state
+from nmt.state import read_state
 from tests.unit.runs import make_config, train_quietly
 
 N = 6

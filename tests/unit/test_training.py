@@ -18,8 +18,9 @@ from nmt.journal import drop_after, read_journal
 from nmt.manifest import read_manifest
 from nmt.module import TranslationModule, learning_rate_factor
 from nmt.objectives import CrossEntropy
-from nmt.run import RunFolder, read_state
+from nmt.run import RunFolder
 from nmt.search import beam_search
+from nmt.state import read_state
 from nmt.stopper import Stopper
 from tests.unit.runs import make_config, train_quietly, write_corpus
 
