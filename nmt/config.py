@@ -111,6 +111,8 @@ class TrainerConfig:
     """Batches an update, in each process; their gradient is that of all their tokens (or sentences) together."""
     clip: float = 1.0
     """Largest norm of the gradient; 0: no clipping."""
+    bad_steps: int = 10
+    """Updates in a row whose loss or gradient is no number, which end the run. Fewer are skipped and counted."""
     precision: Literal["32", "bf16", "16"] = "32"
     """32: float32; bf16, 16: automatic mixed precision."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -127,7 +129,9 @@ class TrainerConfig:
     validation at the end counts only if validate_every divides it. 0: the best one alone."""
 
     def __post_init__(self) -> None:
-        _check_least("trainer", self, 1, "max_steps", "validate_every", "accumulate", "devices", "log_every")
+        _check_least(
+            "trainer", self, 1, "max_steps", "validate_every", "accumulate", "bad_steps", "devices", "log_every"
+        )
         _check_least("trainer", self, 0, "patience", "clip", "threads", "keep")
         _check_choice("trainer", self, precision=("32", "bf16", "16"), device=("auto", "cpu", "gpu"))
         for name in ("max_epochs", "max_minutes"):

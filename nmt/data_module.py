@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,22 @@ class TranslationData(pl.LightningDataModule):
             "target_vocabulary": self.target_vocabulary.checksum(),
         }
 
+    def name_lines(self, rows: Sequence[int], most: int = 6, shown: int = 2, width: int = 60) -> str:
+        """Where pairs stand in the training text, and how the first of them read.
+
+        Args:
+            rows: of the training corpus, ascending.
+            most: how many are named by number.
+            shown: how many are told in full, either side cut off after `width` characters.
+        """
+        numbers = ", ".join(f"{row + 1:,}" for row in rows[:most])
+        rest = f" and {len(rows) - most:,} more" if len(rows) > most else ""
+        # A card's filter leaves lines out.
+        kind = "pairs" if self.train_pairs.dropped else "lines"
+        pairs = self.train_pairs
+        texts = [" -> ".join(_cut(side[row], width) for side in (pairs.source, pairs.target)) for row in rows[:shown]]
+        return f"{kind} {numbers}{rest} of {pairs.name} (first {', '.join(texts)})"
+
     def train_dataloader(self) -> "NumberedBatches":
         self.stream.start_batch = self.trained_batches
         return NumberedBatches(self.stream)
@@ -126,6 +142,10 @@ class NumberedBatches:
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         first, world = self.stream.start_batch + self.stream.rank, self.stream.world
         return zip(itertools.count(first, world), self.stream, strict=False)
+
+
+def _cut(line: str, width: int) -> str:
+    return repr(line if len(line) <= width else f"{line[:width]}...")
 
 
 def read_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:

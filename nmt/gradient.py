@@ -16,7 +16,7 @@ class UpdateGradient:
     the update's is divided by the sum of n, so that it does not matter which process or which turn a batch came in: 4
     batches in one process make the update that one batch in each of 4 makes, but for the order of the sums.
 
-    Where one batch in one process is an update, nothing is touched.
+    Where one batch in one process is an update, no gradient is touched.
 
     Args:
         world: the processes.
@@ -48,33 +48,33 @@ class UpdateGradient:
             normaliser: what it is a mean over, in number.
             first: whether the batch is the first of its update in this process.
         """
+        if first:
+            self._total = self._wrong = 0.0
+        self._wrong = self._wrong + (~torch.isfinite(value.detach())).double()
         if self.is_plain:
             return value
         share = torch.as_tensor(normaliser, dtype=torch.float64, device=value.device) / self.unit
-        if first:
-            self._total = self._wrong = 0.0
         self._total = self._total + share
-        self._wrong = self._wrong + (~torch.isfinite(value.detach())).double()
         weight = share.to(value.dtype)
         # Lightning divides by the number of batches.
         self.weight = weight / self.accumulate
         return value * weight
 
-    def finish(self, parameters: Sequence[nn.Parameter]) -> bool:
+    def finish(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """Makes the mean of the sums that the backward passes of an update have left, the same in all processes.
 
         Args:
             parameters: whose gradients, in the same order everywhere.
 
         Returns:
-            Whether the losses of all batches were finite, where several processes looked; one alone does not look.
+            Whether the losses of all batches were finite, a scalar on their device.
         """
+        wrong = torch.as_tensor(self._wrong)
         if self.is_plain:
-            return True
-        total, wrong = torch.as_tensor(self._total), 0.0
+            return wrong == 0
+        total = torch.as_tensor(self._total)
         if self.world.size > 1:
-            summed, wrong = sum_gradients(self.world, parameters, torch.stack([total, torch.as_tensor(self._wrong)]))
-            total = total.new_tensor(summed)
+            total, wrong = total.new_tensor(sum_gradients(self.world, parameters, torch.stack([total, wrong])))
         scale = self.accumulate / total
         for parameter in parameters:
             if parameter.grad is not None:

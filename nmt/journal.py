@@ -78,6 +78,9 @@ class Journal(pl.Callback):
         self.target_tokens += content.target_tokens
         self.cells += content.source.numel() + content.target.numel()
         step = trainer.global_step
+        assert isinstance(pl_module, TranslationModule)
+        if pl_module.ends_update and pl_module.skipping.rows and pl_module.world.is_first:
+            self._tell_skipped(pl_module, step)
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=step)
         # With accumulation the count of updates stands still for some batches; the first of them reports.
@@ -90,7 +93,6 @@ class Journal(pl.Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith("train/")
         }
-        assert isinstance(pl_module, TranslationModule)
         # Speed is that of all processes; of their figures the mean is told.
         parts = pl_module.world.gather((figures, self.source_tokens, self.target_tokens, self.cells))
         if not pl_module.world.is_first:
@@ -125,6 +127,17 @@ class Journal(pl.Callback):
         for backend in trainer.loggers:
             backend.log_metrics({"speed/" + k: v for k, v in figures.items() if "tokens" in k}, step)
         self._reset()
+
+    def _tell_skipped(self, module: TranslationModule, step: int) -> None:
+        skipping = module.skipping
+        lines = [row + 1 for row in skipping.rows]
+        self._write({"step": step, "skipped": skipping.total, "in_a_row": skipping.in_a_row, "lines": lines})
+        logger.warning(
+            "update %d skipped, its loss or gradient is no number (%d skipped so far): %s",
+            step,
+            skipping.total,
+            module.data.name_lines(skipping.rows),
+        )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.validation_began = time.perf_counter()

@@ -20,6 +20,7 @@ from nmt.objectives import BSO, CrossEntropy, MinRisk, Objective, ScheduledSampl
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import shifted
 from nmt.search import beam_search
+from nmt.skipping import Skipping
 from nmt.world import World
 
 
@@ -74,6 +75,8 @@ class TranslationModule(pl.LightningModule):
         self.data = data
         self.world = world or World()
         self.gradient = UpdateGradient(self.world, config.trainer.accumulate, config.data.batch_tokens)
+        self.skipping = Skipping(config.trainer.bad_steps, self.world)
+        self.losses_finite: Tensor = torch.tensor(True)
         self.ends_update = True
         # What training by beam search is to gain shows beside greedy search.
         self.dev_searches = {"bleu": config.search}
@@ -103,14 +106,13 @@ class TranslationModule(pl.LightningModule):
         torch.manual_seed((self.config.seed * 1_000_003 + number) % 2**63)
         found = self.objective(self.model, batch_, self.trainer.global_step)
         value, figures, self.after_backward, normaliser = found
-        if self.world.size == 1 and self.reports and not torch.isfinite(value):
-            raise self.world.error(self._diverged("loss", value.item()))
         self.log("train/loss", value, on_step=True, on_epoch=False)
         for name, figure in figures.items():
             self.log(f"train/{name}", figure, on_step=True, on_epoch=False)
         place = batch_idx % self.config.trainer.accumulate
         self.ends_update = place + 1 == self.config.trainer.accumulate
         loss = self.gradient.weigh(value, normaliser, first=place == 0)
+        self.skipping.note(value, batch_.indices, first=place == 0)
         return {"loss": loss, "figures": figures, "batch": batch_}
 
     def on_after_backward(self) -> None:
@@ -118,11 +120,19 @@ class TranslationModule(pl.LightningModule):
             self.log(f"train/{name}", squares.sqrt() / self.gradient.weight, on_step=True, on_epoch=False)
         self.after_backward = {}
         # Here, not before the optimiser's step: a scaler of float16 has to see the sums of all processes.
-        if self.ends_update and not self.gradient.finish(list(self.parameters())) and self.reports:
-            raise self.world.error(self._diverged("loss", math.nan))
+        if self.ends_update:
+            self.losses_finite = self.gradient.finish(list(self.parameters()))
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.data.trained_batches += self.world.size
+        # Here, when the log has been told.
+        if self.skipping.rows and self.skipping.is_over:
+            raise self.world.error(
+                self._diverged(
+                    f"loss or gradient of {self.skipping.in_a_row} updates in a row (trainer.bad_steps) is no number, "
+                    f"the last time in {self.data.name_lines(self.skipping.rows)}"
+                )
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if batch_idx % self.world.size != self.world.rank:
@@ -157,7 +167,7 @@ class TranslationModule(pl.LightningModule):
         nll = torch.tensor(sum(nlls[number] for number in sorted(nlls)) / tokens)
         if not torch.isfinite(nll):
             # Before anything is saved: the last good checkpoint stays.
-            raise self.world.error(self._diverged("dev nll", nll.item()))
+            raise self.world.error(self._diverged(f"dev nll is {nll.item()}"))
         scores = {}
         for name in self.dev_searches:
             found = {row: line for _, _, some in parts for row, line in some[name].items()}
@@ -174,10 +184,10 @@ class TranslationModule(pl.LightningModule):
         """Whether the present validation is one that an unbroken, longer run would have, too."""
         return self.trainer.global_step % self.config.trainer.validate_every == 0
 
-    def _diverged(self, what: str, value: float) -> str:
+    def _diverged(self, what: str) -> str:
         damping = ", soft_beam.search.damping" if self.config.objective == "soft_beam" else ""
         return (
-            f"the {what} is {value} at update {self.trainer.global_step}: training diverged; lower optimizer.lr, "
+            f"update {self.trainer.global_step}: {what}: training diverged; lower optimizer.lr, "
             f"trainer.clip{damping}, or raise optimizer.warmup. {self.config.run} keeps the best model so far"
         )
 
@@ -216,10 +226,17 @@ class TranslationModule(pl.LightningModule):
         clip = self.config.trainer.clip
         norm: Tensor = torch.nn.utils.clip_grad_norm_(self.parameters(), clip if clip else math.inf)
         self.log("train/gradient_norm", norm, on_step=True, on_epoch=False)
+        # A gradient of float16 that overflows is the scaler's to skip, as it does now and then.
+        scaled = self.config.trainer.precision == "16"
+        if self.skipping.decide(self.losses_finite if scaled else self.losses_finite & torch.isfinite(norm)):
+            for parameter in self.parameters():
+                # The optimiser passes over what has none.
+                parameter.grad = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = {
             "plateau": [self.plateau_scale, self.plateau_best, self.plateau_waited],
+            "skipping": self.skipping.state_dict(),
             # Of all processes, an update.
             "batches": self.config.trainer.accumulate * self.world.size,
         }
@@ -231,6 +248,9 @@ class TranslationModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.plateau_scale, self.plateau_best, self.plateau_waited = checkpoint["run"]["plateau"]
+        # A run of an earlier version has none.
+        if "skipping" in checkpoint["run"]:
+            self.skipping.load_state_dict(checkpoint["run"]["skipping"])
         # Lightning counts the batches of a process, by which it knows when an update is full and a validation due.
         # What is saved is always a whole update, but the processes may have been more or fewer.
         updates, loop = checkpoint["global_step"], checkpoint["loops"]["fit_loop"]

@@ -5,6 +5,7 @@ theirs as a user's would.
 """
 
 import itertools
+import math
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import torch
 
 from nmt.journal import read_journal
 from nmt.manifest import read_manifest
+from nmt.objectives import CrossEntropy
 from nmt.run import RunFolder
 from nmt.state import read_state
 from nmt.world import PARENT
@@ -113,6 +115,32 @@ def test_two_processes_then_one_are_one(small_corpus, tmp_path, monkeypatch):
         for name in ("gradient_norm", "padding")
     )
     assert norms[0] == norms[1] and padding[0] == padding[1] and len(norms[0]) == 9
+
+
+def test_a_loss_that_is_no_number_is_skipped_by_all(small_corpus, tmp_path, monkeypatch):
+    """Whichever process has the batch, the update is that of one process: none."""
+    original = CrossEntropy.__call__
+
+    def call(self, model, batch, update):
+        loss = original(self, model, batch, update)
+        return loss._replace(value=loss.value * math.nan) if 7 in batch.indices else loss
+
+    monkeypatch.setattr(CrossEntropy, "__call__", call)
+    whole = make_config(tmp_path / "whole", small_corpus, {"trainer.accumulate": 2})
+    train_quietly(whole)
+    config = make_config(tmp_path / "both", small_corpus)
+    told = run_processes(2, config, tmp_path / "words")
+    assert_same_run(tmp_path / "whole", tmp_path / "both")
+    skips = [
+        [report for report in read_journal(tmp_path / run / "metrics.jsonl") if "skipped" in report]
+        for run in ("whole", "both")
+    ]
+    assert skips[0] == skips[1] and skips[0] and told.count("skipped, its loss or gradient") == len(skips[0])
+    # With one bad update in a row too many, all end, and one says why.
+    config = make_config(tmp_path / "short", small_corpus, {"trainer.bad_steps": 1})
+    told = run_processes(2, config, tmp_path / "words", codes=[2, 2])
+    assert told.splitlines()[-1].startswith("nmt: update 1: loss or gradient of 1 updates in a row")
+    assert "Traceback" not in told
 
 
 def test_four_processes_then_two_are_one(small_corpus, tmp_path, monkeypatch):

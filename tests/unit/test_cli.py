@@ -231,9 +231,10 @@ def test_a_resumed_run_stays_the_same_run(folder, refused, finished_run):
     assert "holds a run already; go on with it by --resume run" in refused(*TRAIN, "--run", "run")
     state = (folder / "run" / "last.ckpt").read_bytes()
     (folder / "run" / "last.ckpt").write_bytes(state[:1000])
-    (folder / "run" / "previous.ckpt").unlink()
+    (folder / "run" / "previous.ckpt").rename(folder / "aside")
     assert "last.ckpt is damaged" in refused("train", "--resume", "run")
     (folder / "run" / "last.ckpt").write_bytes(state)
+    (folder / "aside").rename(folder / "run" / "previous.ckpt")
     assert {path: path.read_bytes() for path in (folder / "run").iterdir()} == before
 
 

@@ -111,6 +111,7 @@ IMPOSSIBLE = {
         "validate_every": [0],
         "patience": [-1],
         "accumulate": [0],
+        "bad_steps": [0],
         "clip": [-1.0, nan],
         "precision": ["8"],
         "device": ["tpu"],

@@ -1,8 +1,11 @@
 """2N updates are N updates, a resume, and N more: bit for bit on the CPU."""
 
+import math
+
 import pytest
 import torch
 
+from nmt.objectives import CrossEntropy
 from nmt.state import read_state
 from tests.unit.runs import make_config, train_quietly
 
@@ -93,4 +96,24 @@ def test_resume_is_exact(case, validate_every, tmp_path, small_corpus):
     if N % validate_every:
         # The half run ended with a validation that the whole run does not have, and may have kept that model.
         del expected["best model"], found["best model"]
+    assert_equal(expected, found)
+
+
+def test_resume_is_exact_where_updates_are_skipped(tmp_path, small_corpus, monkeypatch):
+    """Of batches with row 7, in each epoch, the loss is no number."""
+    original = CrossEntropy.__call__
+
+    def call(self, model, batch, update):
+        loss = original(self, model, batch, update)
+        return loss._replace(value=loss.value * math.nan) if 7 in batch.indices else loss
+
+    monkeypatch.setattr(CrossEntropy, "__call__", call)
+    options = {"model.dropout": 0.3, "trainer.validate_every": 3}
+    train_quietly(make_config(tmp_path / "whole", small_corpus, {**options, "trainer.max_steps": 2 * N}))
+    half = make_config(tmp_path / "half", small_corpus, {**options, "trainer.max_steps": N})
+    train_quietly(half)
+    half.trainer.max_steps = 2 * N
+    train_quietly(half, resume=True)
+    expected, found = state_after(tmp_path / "whole"), state_after(tmp_path / "half")
+    assert expected["run"]["skipping"]["total"] >= 2
     assert_equal(expected, found)

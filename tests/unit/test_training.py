@@ -1,5 +1,6 @@
 """Runs: where they begin, when they end, what they leave behind, and what they refuse."""
 
+import itertools
 import json
 import logging
 import math
@@ -219,6 +220,7 @@ def test_damage_to_a_run_is_told(half):
         with pytest.raises(UserError, match=f"manifest.json {words}"):
             train_quietly(half, resume=True)
     folder.last.unlink()
+    folder.previous.unlink()
     with pytest.raises(UserError, match=r"no last.ckpt"):
         train_quietly(half, resume=True)
     folder.config.unlink()
@@ -374,22 +376,102 @@ def test_weight_decay_is_for_matrices(small_corpus, tmp_path):
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
 
 
-def test_a_loss_that_is_no_number_ends_the_run(small_corpus, tmp_path, monkeypatch):
+@pytest.fixture
+def poisoned(monkeypatch):
+    """A function that makes the loss, or the gradient alone, of batches that hold a row no number."""
+    original = CrossEntropy.__call__
+
+    def poison(row, where="loss", value=math.nan):
+        def call(self, model, batch, update):
+            loss = original(self, model, batch, update)
+            if row is not None and row not in batch.indices:
+                return loss
+            if where == "gradient":
+                loss.value.register_hook(lambda gradient: gradient * value)
+                return loss
+            return loss._replace(value=loss.value * value)
+
+        monkeypatch.setattr(CrossEntropy, "__call__", call)
+
+    return poison
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("where", "value"), [("loss", math.nan), ("loss", math.inf), ("gradient", math.nan)])
+def test_an_update_that_is_no_number_is_skipped(
+    small_corpus, tmp_path, monkeypatch, caplog, poisoned, where, value, accumulate
+):
+    """Weights and optimiser stay, number and schedule go on, and the log names the lines."""
+    states, batches = [], []
+    original = TranslationModule.on_train_batch_end
+
+    def noted(self, outputs, batch, number):
+        original(self, outputs, batch, number)
+        batches.append(batch[1].indices)
+        optimizer = self.trainer.optimizers[0]
+        moments = [value.clone() for state in optimizer.state.values() for value in state.values()]
+        states.append([*(weight.clone() for weight in self.state_dict().values()), *moments])
+
+    monkeypatch.setattr(TranslationModule, "on_train_batch_end", noted)
+    poisoned(7, where, value)
+    # An epoch has 5 or 6 batches.
+    options = {"trainer.max_steps": 5, "trainer.accumulate": accumulate, "optimizer.weight_decay": 0.1}
+    train_quietly(make_config(tmp_path, small_corpus, options))
+    states = states[accumulate - 1 :: accumulate]
+    updates = [list(itertools.chain(*batches[i : i + accumulate])) for i in range(0, len(batches), accumulate)]
+    same = [len(a) == len(b) and all(map(torch.equal, a, b)) for a, b in itertools.pairwise(states)]
+    bad = [7 in rows for rows in updates]
+    assert same == bad[1:] and 1 <= sum(bad) <= 3
+    reports = read_journal(tmp_path / "metrics.jsonl")
+    skips = [report for report in reports if "skipped" in report]
+    assert [report["step"] for report in skips] == [number for number, skip in enumerate(bad, 1) if skip]
+    assert [report["skipped"] for report in skips] == list(range(1, len(skips) + 1))
+    guilty = next(rows for rows in (batches if where == "loss" else updates) if 7 in rows)
+    assert skips[0]["lines"] == [row + 1 for row in sorted(guilty)]
+    assert f"update {skips[0]['step']} skipped, its loss or gradient is no number (1 skipped so far)" in caplog.text
+    assert f"lines {sorted(guilty)[0] + 1}, " in caplog.text
+    rates = [report["lr"] for report in reports if "lr" in report]
+    assert rates == pytest.approx([0.01 * (u / 4 if u <= 4 else math.sqrt(4 / u)) for u in range(1, 6)])
+    assert read_state(tmp_path / "last.ckpt")["run"]["skipping"]["total"] == len(skips)
+
+
+def test_too_many_skipped_updates_end_the_run(small_corpus, tmp_path, poisoned):
+    train_quietly(make_config(tmp_path, small_corpus))
+    config = make_config(tmp_path, small_corpus, {"trainer.max_steps": 100, "trainer.bad_steps": 3})
+    poisoned(None)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with pytest.raises(UserError) as error:
+        train_quietly(config, resume=True)
+    told, reports = str(error.value), read_journal(tmp_path / "metrics.jsonl")
+    lines = [report["lines"] for report in reports if "lines" in report]
+    assert len(lines) == 3 and reports[-2]["in_a_row"] == 3
+    assert told.startswith("update 7: loss or gradient of 3 updates in a row (trainer.bad_steps) is no number")
+    assert f"lines {', '.join(map(str, lines[-1][:6]))} and {len(lines[-1]) - 6} more of " in told
+    source, target = ((small_corpus / f"train.{side}").read_text().split("\n") for side in ("source", "target"))
+    assert f"(first {source[lines[-1][0] - 1]!r} -> {target[lines[-1][0] - 1]!r}, " in told
+    assert "lower optimizer.lr" in told
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    # The count is carried over a resume.
+    config.trainer.bad_steps, config.trainer.validate_every = 4, 2
+    for _ in range(2):
+        with pytest.raises(UserError, match="update 8: loss or gradient of 4 updates in a row"):
+            train_quietly(config, resume=True)
+    assert read_state(tmp_path / "last.ckpt")["run"]["skipping"] == {"total": 2, "in_a_row": 2}
+
+
+def test_weights_that_are_no_numbers_are_not_saved(small_corpus, tmp_path, monkeypatch):
+    """An update's numbers may be finite, and its result not."""
     train_quietly(make_config(tmp_path, small_corpus))
     config = make_config(tmp_path, small_corpus, {"trainer.max_steps": 100})
     before = (tmp_path / "last.ckpt").read_bytes()
-    original = CrossEntropy.__call__
+    original = TranslationModule.on_validation_epoch_start
 
-    def diverge(self, model, batch, update):
-        loss = original(self, model, batch, update)
-        return loss._replace(value=loss.value * math.nan)
+    def diverge(self):
+        self.model.output.bias.data[5] = math.inf
+        original(self)
 
-    monkeypatch.setattr(CrossEntropy, "__call__", diverge)
-    with pytest.raises(UserError, match=r"the loss is nan at update 4: training diverged; lower optimizer.lr"):
-        train_quietly(config, resume=True)
-    # Between two reports nobody looks at the loss; the validation does, before anything is saved.
-    config.trainer.log_every = 1000
-    with pytest.raises(UserError, match=r"the dev nll is nan at update 8: training diverged"):
+    monkeypatch.setattr(TranslationModule, "on_validation_epoch_start", diverge)
+    with pytest.raises(UserError, match=r"update 8: dev nll is (nan|inf): training diverged; lower optimizer.lr"):
         train_quietly(config, resume=True)
     assert (tmp_path / "last.ckpt").read_bytes() == before
 
