@@ -22,7 +22,7 @@ from safetensors.torch import save
 from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.models import RNNsearch, RNNsearchConfig, Seq2Seq
-from nmt.vocabulary import Vocabulary
+from nmt.vocabulary import Vocabulary, open_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +121,9 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
             f"{path} holds an architecture '{architecture}'; this version knows {', '.join(ARCHITECTURES)}."
         )
     try:
-        target = Vocabulary(tensors.pop(_VOCABULARY + "target").numpy().tobytes())
+        target = open_vocabulary(tensors.pop(_VOCABULARY + "target").numpy().tobytes())
         source_model = tensors.pop(_VOCABULARY + "source", None)
-        source = target if source_model is None else Vocabulary(source_model.numpy().tobytes())
+        source = target if source_model is None else open_vocabulary(source_model.numpy().tobytes())
         kind, config_kind = ARCHITECTURES[architecture]
         model = kind(config_kind(**header["config"]), len(source), len(target))
         for name, first in header["aliases"].items():

@@ -22,6 +22,7 @@ VERBS = {
     "score": "log-probabilities of translations that are there, and perplexity",
     "average": "the mean of several models' weights",
     "rescore": "choose from n-best lists by models, tuned weights or minimum Bayes risk",
+    "import": "take over a model of another toolkit",
     "export": "write a model as ONNX graphs that run without torch",
     "evaluate": "BLEU, chrF, TER or COMET of translations or models, with paired tests",
     "shortlist": "learn which target pieces a source piece can ask for, for faster decoding",

@@ -18,7 +18,7 @@ from nmt.corpus import Pairs, load_card, pairs_from_files
 from nmt.encoding import EncodedCorpus, encode_pairs
 from nmt.errors import UserError
 from nmt.lines import atomic_path
-from nmt.vocabulary import Vocabulary, VocabularyConfig, train_vocabularies
+from nmt.vocabulary import SentencePiece, Vocabulary, VocabularyConfig, train_vocabularies
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def cached_vocabularies(
     names = ["joint"] if config.joint else ["source", "target"]
     paths = [cache / f"{key}.{name}.spm" for name in names]
     try:
-        found = [Vocabulary(path.read_bytes()) for path in paths]
+        found: list[Vocabulary] = [SentencePiece(path.read_bytes()) for path in paths]
     except (OSError, UserError):
         logger.info("training a %s vocabulary of %d pieces", config.kind, config.size)
         both = train_vocabularies(pairs, config, seed)

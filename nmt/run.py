@@ -24,7 +24,7 @@ from nmt.errors import UserError
 from nmt.manifest import read_manifest, update_manifest
 from nmt.module import TranslationModule
 from nmt.state import PREVIOUS, mend_state, read_state
-from nmt.vocabulary import Vocabulary
+from nmt.vocabulary import Vocabulary, open_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +104,8 @@ class RunFolder:
         """
         self.check_begun()
         source, target = (tensor.numpy().tobytes() for tensor in read_state(self.last, mmap=True)["vocabularies"])
-        first = Vocabulary(source)
-        return first, first if source == target else Vocabulary(target)
+        first = open_vocabulary(source)
+        return first, first if source == target else open_vocabulary(target)
 
     def check_model(self, module: TranslationModule) -> None:
         """Makes sure that the weights of last.ckpt fit the model.

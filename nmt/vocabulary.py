@@ -1,12 +1,14 @@
-"""Subword vocabularies: SentencePiece models, trained from raw text and kept as bytes."""
+"""Subword vocabularies, kept as bytes: SentencePiece models, trained from raw text, and those that imports bring."""
 
 import hashlib
 import io
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
 
 from nmt.errors import UserError, did_you_mean
 from nmt.segmentation import Segmenter
@@ -15,6 +17,20 @@ if TYPE_CHECKING:
     from nmt.corpus import Pairs
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
+
+KINDS = {b"tokenizer": ("nmt.tokenizer", "TokenizerVocabulary")}
+"""Vocabularies that are no SentencePiece model: their bytes begin with the kind and a line end. Module and class, whose
+constructor takes the bytes behind them."""
+
+
+class Special(NamedTuple):
+    """Ids that have a meaning; two may be the same."""
+
+    padding: int = PAD
+    unknown: int = UNK
+    bos: int = BOS
+    eos: int = EOS
+
 
 _KINDS = ("bpe", "unigram")
 _NORMALIZATIONS = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
@@ -59,8 +75,123 @@ class VocabularyConfig:
             raise UserError(f"data.vocabulary.sampling is {self.sampling}; give 0 (off) or a number below 1 (0.1).")
 
 
-class Vocabulary:
-    """A SentencePiece model: text to ids and back; the ids 0 to 3 are PAD, UNK, BOS, EOS."""
+class Vocabulary(ABC):
+    """Text to ids and back.
+
+    Attributes:
+        special: the ids of padding, unknown pieces, and of the beginning and the end of a sentence.
+    """
+
+    special = Special()
+
+    @property
+    @abstractmethod
+    def model(self) -> bytes:
+        """What `open_vocabulary` makes the same vocabulary of."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def __reduce__(self) -> tuple[Callable[[bytes], "Vocabulary"], tuple[bytes]]:
+        return open_vocabulary, (self.model,)
+
+    @abstractmethod
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """The ids of each line, without padding, BOS and EOS."""
+
+    @abstractmethod
+    def sample(self, lines: Sequence[str], seed: int, strength: float = 0.1) -> list[list[int]]:
+        """Like `encode`, in random pieces that depend on seed and lines only, in any process.
+
+        Args:
+            lines: the lines.
+            seed: any integer >= 0, taken modulo 2^32.
+            strength: probability of BPE-dropout or alpha of unigram sampling; 0 is the same as `encode`.
+
+        Raises:
+            UserError: a kind of vocabulary that has no random pieces.
+        """
+
+    @abstractmethod
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The pieces of ids, all of them, the special ones by their names."""
+
+    @abstractmethod
+    def ids(self, pieces: Sequence[str]) -> list[int]:
+        """The ids of pieces, as `pieces` names them.
+
+        Raises:
+            ValueError: a piece that the vocabulary lacks.
+        """
+
+    @abstractmethod
+    def surfaces(self, line: str) -> list[str]:
+        """The pieces of a line as they are spelt in it, those too that the vocabulary lacks."""
+
+    @abstractmethod
+    def _text(self, ids: list[int]) -> str:
+        """The text of ids, none of them special but unknown ones."""
+
+    @property
+    def end(self) -> str:
+        """The piece of EOS."""
+        return self.pieces([self.special.eos])[0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids: stops at the first EOS, padding and BOS are left out.
+
+        Raises:
+            ValueError: an id outside of the vocabulary.
+        """
+        return self._text(self._content(ids))
+
+    def unknown_share(self, encoded: Iterable[Sequence[int]]) -> float:
+        """The share of unknown pieces among all ids; 0 for no ids."""
+        unknown = total = 0
+        for ids in encoded:
+            unknown += sum(i == self.special.unknown for i in ids)
+            total += len(ids)
+        return unknown / total if total else 0.0
+
+    def unknown_pieces(self, line: str) -> list[str]:
+        """The parts of a line that no piece covers."""
+        ids = self.encode([line])[0]
+        return [surface for surface, i in zip(self.surfaces(line), ids, strict=True) if i == self.special.unknown]
+
+    def checksum(self) -> str:
+        """The sha256 (hexadecimal) of the model."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    def _content(self, ids: Sequence[int]) -> list[int]:
+        content = []
+        for i in ids:
+            if i == self.special.eos:
+                break
+            if i not in (self.special.padding, self.special.bos):
+                content.append(self._checked(i))
+        return content
+
+    def _checked(self, i: int) -> int:
+        if not 0 <= int(i) < len(self):
+            raise ValueError(f"id {int(i)} is outside of the vocabulary of {len(self)} pieces")
+        return int(i)
+
+
+def open_vocabulary(model: bytes) -> Vocabulary:
+    """The vocabulary of which `Vocabulary.model` gave these bytes.
+
+    Raises:
+        UserError: they are damaged, or of no kind that this version knows.
+    """
+    kind, _, rest = model.partition(b"\n")
+    if kind in KINDS:
+        module, name = KINDS[kind]
+        return getattr(import_module(module), name)(rest)
+    return SentencePiece(model)
+
+
+class SentencePiece(Vocabulary):
+    """A SentencePiece model; the ids 0 to 3 are PAD, UNK, BOS, EOS."""
 
     def __init__(self, model: bytes) -> None:
         """Opens a model.
@@ -97,14 +228,8 @@ class Vocabulary:
     def __len__(self) -> int:
         return int(self._processor.get_piece_size())
 
-    def __getstate__(self) -> bytes:
-        return self._model
-
-    def __setstate__(self, state: bytes) -> None:
-        self.__init__(state)  # type: ignore[misc]
-
     @classmethod
-    def train(cls, lines: Iterable[str], config: VocabularyConfig, seed: int = 0) -> "Vocabulary":
+    def train(cls, lines: Iterable[str], config: VocabularyConfig, seed: int = 0) -> "SentencePiece":
         """Trains a vocabulary on raw lines; equal lines, config and seed give equal bytes.
 
         Args:
@@ -152,13 +277,8 @@ class Vocabulary:
             self._segmenter = Segmenter(self._processor)
         return self._segmenter.sample(lines, seed % 2**32, strength)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids: stops at the first EOS, PAD and BOS are left out.
-
-        Raises:
-            ValueError: an id outside of the vocabulary.
-        """
-        return self._processor.decode(self._content(ids))
+    def _text(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The pieces of ids, all of them, the special ones by their names (<pad>, <unk>, <s>, </s>)."""
@@ -180,48 +300,17 @@ class Vocabulary:
         """The pieces of a line as they are spelt in it, those too that the vocabulary lacks."""
         return self._processor.encode(line, out_type=str)
 
-    def unknown_share(self, encoded: Iterable[Sequence[int]]) -> float:
-        """The share of UNK among all ids; 0 for no ids."""
-        unknown = total = 0
-        for ids in encoded:
-            unknown += sum(i == UNK for i in ids)
-            total += len(ids)
-        return unknown / total if total else 0.0
-
-    def unknown_pieces(self, line: str) -> list[str]:
-        """The parts of a line that no piece covers."""
-        ids = self._processor.encode(line, out_type=int)
-        return [surface for surface, i in zip(self.surfaces(line), ids, strict=True) if i == UNK]
-
-    def checksum(self) -> str:
-        """The sha256 (hexadecimal) of the model."""
-        return hashlib.sha256(self._model).hexdigest()
-
-    def _content(self, ids: Sequence[int]) -> list[int]:
-        content = []
-        for i in ids:
-            if i == EOS:
-                break
-            if i not in (PAD, BOS):
-                content.append(self._checked(i))
-        return content
-
-    def _checked(self, i: int) -> int:
-        if not 0 <= int(i) < len(self):
-            raise ValueError(f"id {int(i)} is outside of the vocabulary of {len(self)} pieces")
-        return int(i)
-
 
 def train_vocabularies(pairs: "Pairs", config: VocabularyConfig, seed: int = 0) -> tuple[Vocabulary, Vocabulary]:
     """Trains the vocabularies of source and target; the same object twice when `config.joint`.
 
     Raises:
-        UserError: see `Vocabulary.train`.
+        UserError: see `SentencePiece.train`.
     """
     if config.joint:
-        both = Vocabulary.train((line for pair in pairs for line in pair), config, seed)
+        both = SentencePiece.train((line for pair in pairs for line in pair), config, seed)
         return both, both
-    return Vocabulary.train(pairs.source, config, seed), Vocabulary.train(pairs.target, config, seed)
+    return SentencePiece.train(pairs.source, config, seed), SentencePiece.train(pairs.target, config, seed)
 
 
 def _trainable(lines: Iterable[str]) -> Iterator[str]:

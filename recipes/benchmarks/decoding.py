@@ -41,7 +41,7 @@ import nmt
 from nmt.corpus import load_card
 from nmt.evaluation import bleu
 from nmt.lines import read_lines, write_lines
-from nmt.vocabulary import Vocabulary, VocabularyConfig
+from nmt.vocabulary import SentencePiece, VocabularyConfig
 
 TOKENS = 32
 """Source and target pieces of a pair of Multi30k, on average; nmt counts tokens and the peers sentences."""
@@ -63,7 +63,7 @@ def prepare(task: Task, corpus: str) -> None:
     card = load_card(corpus)
     splits = {split: card.read(split) for split in ("train", "dev", "test")}
     lines = (line for pair in splits["train"] for line in pair)
-    vocabulary = Vocabulary.train(lines, VocabularyConfig(size=task.vocabulary), 1)
+    vocabulary = SentencePiece.train(lines, VocabularyConfig(size=task.vocabulary), 1)
     write_vocabulary(folder, vocabulary)
     for split, pairs in splits.items():
         write_texts(folder, split, pairs, vocabulary)
@@ -208,7 +208,7 @@ def report(known: dict[str, System], folder: Path, rounds: int) -> None:
             print(f"round {round_ + 1}: {name} {used[name][-1].seconds:.1f} s", flush=True)
     reference = read_lines(folder / "test.target.raw")
     first = {name: statistics.median(u.seconds for u in usages) for name, usages in used.items()}
-    vocabulary = Vocabulary((folder / "vocabulary.model").read_bytes())
+    vocabulary = SentencePiece((folder / "vocabulary.model").read_bytes())
     first_name = next(iter(known))
     titles = (
         "system",

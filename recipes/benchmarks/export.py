@@ -24,7 +24,7 @@ from nmt.export import export_model
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.runner import load
 from nmt.translator import Translator
-from nmt.vocabulary import Vocabulary, VocabularyConfig
+from nmt.vocabulary import SentencePiece, VocabularyConfig
 
 
 def write_lines_of_words(count: int, longest: int, seed: int) -> list[str]:
@@ -71,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(describe())
     print(f"          onnxruntime {version('onnxruntime')}, onnxscript {version('onnxscript')}")
-    vocabulary = Vocabulary.train(write_lines_of_words(4000, 12, 0), VocabularyConfig(size=chosen.vocabulary))
+    vocabulary = SentencePiece.train(write_lines_of_words(4000, 12, 0), VocabularyConfig(size=chosen.vocabulary))
     torch.manual_seed(0)
     config = RNNsearchConfig(embedding=chosen.embedding, hidden=chosen.hidden)
     checkpoint = Checkpoint(RNNsearch(config, len(vocabulary), len(vocabulary)).eval(), vocabulary, vocabulary)

@@ -45,7 +45,7 @@ from nmt.encoding import encode_pairs
 from nmt.lines import read_lines, write_lines
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.objectives import CrossEntropy, CrossEntropyConfig
-from nmt.vocabulary import Vocabulary, VocabularyConfig
+from nmt.vocabulary import SentencePiece, VocabularyConfig
 
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "aten::addmm_", "aten::mv", "aten::addmv_")
 PARTS = (8, 1)
@@ -71,7 +71,7 @@ def prepare(task: Task, corpora: Sequence[str], pairs: int) -> None:
     read = [pair for corpus in corpora for pair in load_card(corpus).read("train") if all(map(str.strip, pair))]
     drawn = [read[place] for place in np.random.default_rng(1).permutation(len(read))[:pairs]]
     lines = (line for pair in drawn for line in pair)
-    vocabulary = Vocabulary.train(lines, VocabularyConfig(size=task.vocabulary), 1)
+    vocabulary = SentencePiece.train(lines, VocabularyConfig(size=task.vocabulary), 1)
     write_vocabulary(folder, vocabulary)
     for split, some in (("train", drawn), ("dev", drawn[:10])):
         source, target = map(list, zip(*some, strict=True))
@@ -80,7 +80,7 @@ def prepare(task: Task, corpora: Sequence[str], pairs: int) -> None:
 
 def stream_of(task: Task) -> TrainingStream:
     """Our batches of the task's text."""
-    vocabulary = Vocabulary((task.folder / "vocabulary.model").read_bytes())
+    vocabulary = SentencePiece((task.folder / "vocabulary.model").read_bytes())
     source, target = (read_lines(task.folder / f"train.{side}.raw") for side in ("source", "target"))
     corpus = encode_pairs(Pairs(source, target, "train"), vocabulary, vocabulary, task.folder / "cache")
     return TrainingStream(corpus, task.batch, 1)

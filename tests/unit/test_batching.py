@@ -12,7 +12,7 @@ from nmt.batching import TrainingStream, collate, evaluation_batches, plan_batch
 from nmt.corpus import Pairs
 from nmt.encoding import encode_pairs
 from nmt.errors import UserError
-from nmt.vocabulary import EOS, PAD, Vocabulary, VocabularyConfig
+from nmt.vocabulary import EOS, PAD, SentencePiece, VocabularyConfig
 
 LENGTHS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=300)
 
@@ -86,7 +86,7 @@ def test_evaluation_goes_from_long_to_short(lengths, budget):
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return Vocabulary.train(["the cat sees one big house near a river"] * 3, VocabularyConfig(size=50))
+    return SentencePiece.train(["the cat sees one big house near a river"] * 3, VocabularyConfig(size=50))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from nmt import encoding
 from nmt.corpus import Pairs
 from nmt.encoding import EncodedCorpus, encode_pairs
 from nmt.errors import UserError
-from nmt.vocabulary import Vocabulary, VocabularyConfig
+from nmt.vocabulary import SentencePiece, VocabularyConfig
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,8 @@ def pairs():
 @pytest.fixture(scope="module")
 def vocabularies(pairs):
     return [
-        Vocabulary.train(side, VocabularyConfig(size=size)) for side, size in ((pairs.source, 40), (pairs.target, 45))
+        SentencePiece.train(side, VocabularyConfig(size=size))
+        for side, size in ((pairs.source, 40), (pairs.target, 45))
     ]
 
 
@@ -140,7 +141,7 @@ def test_a_folder_that_cannot_be_written(pairs, vocabularies, tmp_path):
         encode_pairs(pairs, *vocabularies, tmp_path / "file")
 
 
-class Breaks(Vocabulary):
+class Breaks(SentencePiece):
     """Fails at its n-th call; counts them."""
 
     calls, at = 0, 0

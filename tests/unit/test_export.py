@@ -19,7 +19,7 @@ from nmt.runner import Settings
 from nmt.runner.__main__ import main as run_exported
 from nmt.runner.graphs import Encoded, Graphs
 from nmt.translator import LengthLimit, Translator
-from nmt.vocabulary import Vocabulary, VocabularyConfig
+from nmt.vocabulary import SentencePiece, VocabularyConfig
 from tests import ROOT
 from tests.conftest import random_batch
 
@@ -58,7 +58,7 @@ def varied(make, **config):
         checkpoint.model.output.bias[3] = 1.0
     if checkpoint.source_vocabulary is not checkpoint.target_vocabulary:
         lines = ["red blue green", "the cat two one my", "a two cat red the"] * 3
-        checkpoint.target_vocabulary = Vocabulary.train(lines, VocabularyConfig(size=60))
+        checkpoint.target_vocabulary = SentencePiece.train(lines, VocabularyConfig(size=60))
     return checkpoint
 
 

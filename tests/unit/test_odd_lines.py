@@ -18,7 +18,7 @@ from nmt.lines import count_lines, iterate_lines
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.search import SearchConfig
 from nmt.translator import LengthLimit, Translator
-from nmt.vocabulary import Vocabulary, VocabularyConfig
+from nmt.vocabulary import SentencePiece, VocabularyConfig
 from tests import ROOT
 
 COUNT = 10_000
@@ -71,7 +71,7 @@ def translator():
     """A random model to which every character matters: those without a piece are spelt as bytes. So are some of what it
     writes, line ends too. In float64, in which no two of so many hypotheses tie."""
     text = ["the red two one blue green my your new old small a"] * 9
-    vocabulary = Vocabulary.train(text, VocabularyConfig(size=330, byte_fallback=True, normalization="identity"))
+    vocabulary = SentencePiece.train(text, VocabularyConfig(size=330, byte_fallback=True, normalization="identity"))
     torch.manual_seed(0)
     model = RNNsearch(RNNsearchConfig(embedding=8, hidden=10), len(vocabulary), len(vocabulary)).double().eval()
     with torch.no_grad():

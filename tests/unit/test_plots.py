@@ -9,7 +9,7 @@ from nmt.errors import UserError
 from nmt.plots import draw_attention, draw_beam, draw_curves, save_figure, trace_beam
 from nmt.search import SoftSearchConfig
 from nmt.translator import Translator
-from nmt.vocabulary import Vocabulary, VocabularyConfig
+from nmt.vocabulary import SentencePiece, VocabularyConfig
 
 LINE = "the cat sees the dog"
 
@@ -17,7 +17,7 @@ LINE = "the cat sees the dog"
 @pytest.fixture
 def translator(tiny_model) -> Translator:
     lines = ["the cat sees the dog", "a dog sees a cat", "the bird eats", "a cat eats a bird"] * 5
-    vocabulary = Vocabulary.train(lines, VocabularyConfig(size=30))
+    vocabulary = SentencePiece.train(lines, VocabularyConfig(size=30))
     return Translator(Checkpoint(tiny_model(vocabulary=len(vocabulary)), vocabulary, vocabulary))
 
 

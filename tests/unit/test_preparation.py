@@ -12,7 +12,7 @@ from nmt.corpus import pairs_from_files
 from nmt.errors import UserError
 from nmt.pool import map_in_order
 from nmt.preparation import prepare
-from nmt.vocabulary import UNK, Vocabulary
+from nmt.vocabulary import UNK, SentencePiece
 from tests.unit.runs import make_config, train_quietly
 
 
@@ -70,7 +70,7 @@ def test_the_report_counts(config, small_corpus, tmp_path, joint):
     write_config(tmp_path / "c.yaml", config)
     run("corpus", "prepare", "--config", tmp_path / "c.yaml", "--json", tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
-    found = [Vocabulary(path.read_bytes()) for path in (tmp_path / "cache").glob("*.spm")]
+    found = [SentencePiece(path.read_bytes()) for path in (tmp_path / "cache").glob("*.spm")]
     assert len(found) == (1 if joint else 2)
     assert {v.checksum() for v in found} == set(report["vocabulary_checksums"])
     of = {v.checksum(): v for v in found}

@@ -20,7 +20,7 @@ from nmt.runner.runner import Runner, _batches
 from nmt.search import SearchConfig
 from nmt.search import beam_search as search_of_torch
 from nmt.translator import LengthLimit
-from nmt.vocabulary import Vocabulary, VocabularyConfig
+from nmt.vocabulary import SentencePiece, VocabularyConfig
 from tests.conftest import random_batch
 
 SPECIAL = Special(pad=0, unk=1, bos=2, eos=3)
@@ -217,7 +217,7 @@ def test_a_folder_that_is_not_as_it_was_is_refused(folder, keys, to, words):
 def test_a_line_end_that_the_model_writes_is_a_space():
     """A vocabulary that spells unknown characters as bytes can spell it; a line stays one."""
     config = VocabularyConfig(size=330, byte_fallback=True, normalization="identity")
-    vocabulary = Vocabulary.train(["the red two one blue green my your new old small a"] * 9, config)
+    vocabulary = SentencePiece.train(["the red two one blue green my your new old small a"] * 9, config)
     runner = Runner.__new__(Runner)
     runner.settings = Settings()
     runner._source = runner._target = vocabulary._processor

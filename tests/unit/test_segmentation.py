@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 
 from nmt.segmentation import Segmenter
-from nmt.vocabulary import Vocabulary, VocabularyConfig
+from nmt.vocabulary import SentencePiece, VocabularyConfig
 from tests.unit.test_vocabulary import LINES
 
 ODD = ["", "  ", "the 猫猫 cat", "two   gaps", "ﬁne ▁ text", "x" * 300, "猫", "the\tcat"]
@@ -18,7 +18,7 @@ ODD = ["", "  ", "the 猫猫 cat", "two   gaps", "ﬁne ▁ text", "x" * 300, "�
 
 def make(kind, **options):
     size = 330 if options.get("byte_fallback") else 70
-    return Vocabulary.train(LINES, VocabularyConfig(kind=kind, size=size, **options))
+    return SentencePiece.train(LINES, VocabularyConfig(kind=kind, size=size, **options))
 
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
@@ -88,8 +88,8 @@ def test_another_process_draws_the_same(kind, tmp_path):
     vocabulary = make(kind)
     (tmp_path / "model").write_bytes(vocabulary.model)
     script = (
-        "import sys; from nmt.vocabulary import Vocabulary; from tests.unit.test_vocabulary import LINES; "
-        "print(Vocabulary(open(sys.argv[1], 'rb').read()).sample(LINES, 5, 0.3))"
+        "import sys; from nmt.vocabulary import SentencePiece; from tests.unit.test_vocabulary import LINES; "
+        "print(SentencePiece(open(sys.argv[1], 'rb').read()).sample(LINES, 5, 0.3))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, tmp_path / "model"], capture_output=True, text=True, check=True

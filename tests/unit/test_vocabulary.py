@@ -6,7 +6,7 @@ import pytest
 
 from nmt.corpus import Pairs
 from nmt.errors import UserError
-from nmt.vocabulary import BOS, EOS, PAD, UNK, Vocabulary, VocabularyConfig, train_vocabularies
+from nmt.vocabulary import BOS, EOS, PAD, UNK, SentencePiece, VocabularyConfig, train_vocabularies
 
 _STEMS = ["walk", "talk", "open", "clos", "paint", "print", "read", "writ"]
 _STEMS += ["light", "strong", "quick", "slow", "farm", "garden", "teach", "learn"]
@@ -19,7 +19,7 @@ LINES = [
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def vocabulary(request):
-    return Vocabulary.train(LINES, VocabularyConfig(size=70, kind=request.param))
+    return SentencePiece.train(LINES, VocabularyConfig(size=70, kind=request.param))
 
 
 def test_text_survives(vocabulary):
@@ -44,9 +44,9 @@ def test_decode_stops_at_the_end_and_skips_padding(vocabulary):
 
 def test_training_is_deterministic_and_takes_any_text(vocabulary):
     config = VocabularyConfig(size=70)
-    first = Vocabulary.train(LINES, config, seed=1)
-    assert first.model == Vocabulary.train(iter(LINES), config, seed=1).model
-    odd = Vocabulary.train([*LINES, "", "nul \0 inside", "a\rb\u2028c"], config)
+    first = SentencePiece.train(LINES, config, seed=1)
+    assert first.model == SentencePiece.train(iter(LINES), config, seed=1).model
+    odd = SentencePiece.train([*LINES, "", "nul \0 inside", "a\rb\u2028c"], config)
     assert len(odd) == 70
 
 
@@ -76,7 +76,7 @@ def test_sampling_in_threads_at_once(vocabulary):
 
 
 def test_more_dropout_makes_more_pieces():
-    vocabulary = Vocabulary.train(LINES, VocabularyConfig(size=70))
+    vocabulary = SentencePiece.train(LINES, VocabularyConfig(size=70))
     counts = [sum(map(len, vocabulary.sample(LINES, 1, strength))) for strength in (0.0, 0.1, 0.5)]
     assert counts[0] < counts[1] < counts[2]
 
@@ -86,13 +86,13 @@ def test_unknown_characters_are_counted(vocabulary):
     assert vocabulary.unknown_share(encoded) == pytest.approx(1 / len(encoded[0]))
     assert vocabulary.unknown_pieces("the 猫") == ["猫"]
     assert vocabulary.unknown_share([]) == 0.0
-    fallback = Vocabulary.train(LINES, VocabularyConfig(size=330, byte_fallback=True))
+    fallback = SentencePiece.train(LINES, VocabularyConfig(size=330, byte_fallback=True))
     assert fallback.unknown_share(fallback.encode(["the 猫"])) == 0.0
     assert fallback.decode(fallback.encode(["the 猫"])[0]) == "the 猫"
 
 
 def test_a_vocabulary_travels_as_bytes(vocabulary):
-    for copy in (Vocabulary(vocabulary.model), pickle.loads(pickle.dumps(vocabulary))):
+    for copy in (SentencePiece(vocabulary.model), pickle.loads(pickle.dumps(vocabulary))):
         assert copy.checksum() == vocabulary.checksum()
         assert copy.encode(LINES) == vocabulary.encode(LINES)
 
@@ -100,7 +100,7 @@ def test_a_vocabulary_travels_as_bytes(vocabulary):
 def test_damaged_and_foreign_models(vocabulary):
     for model in (b"", b"hello", vocabulary.model[:-5], vocabulary.model[: len(vocabulary.model) // 2]):
         with pytest.raises(UserError, match=f"{len(model):,} bytes.* is no whole SentencePiece model"):
-            Vocabulary(model)
+            SentencePiece(model)
     import io
 
     import sentencepiece
@@ -110,19 +110,19 @@ def test_damaged_and_foreign_models(vocabulary):
         sentence_iterator=iter(LINES), model_writer=buffer, vocab_size=50, minloglevel=2
     )
     with pytest.raises(UserError, match=r"has the ids \(-1, 0, 1, 2\) for pad, unk, bos, eos"):
-        Vocabulary(buffer.getvalue())
+        SentencePiece(buffer.getvalue())
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_impossible_sizes_name_the_limit(kind):
     with pytest.raises(UserError, match=r"vocabulary.size is 5000, but this text allows \d+ pieces") as error:
-        Vocabulary.train(LINES, VocabularyConfig(size=5000, kind=kind))
+        SentencePiece.train(LINES, VocabularyConfig(size=5000, kind=kind))
     largest = int(str(error.value).split("allows ")[1].split()[0])
-    assert len(Vocabulary.train(LINES, VocabularyConfig(size=largest, kind=kind))) == largest
+    assert len(SentencePiece.train(LINES, VocabularyConfig(size=largest, kind=kind))) == largest
     with pytest.raises(UserError, match=r"vocabulary.size is 10, .* alone need \d+ pieces"):
-        Vocabulary.train(LINES, VocabularyConfig(size=10, kind=kind))
+        SentencePiece.train(LINES, VocabularyConfig(size=10, kind=kind))
     with pytest.raises(UserError, match="no line with words"):
-        Vocabulary.train(["", " "], VocabularyConfig(size=70, kind=kind))
+        SentencePiece.train(["", " "], VocabularyConfig(size=70, kind=kind))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,15 @@
+"""Models of other toolkits become checkpoints; one module a toolkit, imported when it is asked for.
+
+A module `nmt.imports.TOOLKIT` has
+
+    Options     a dataclass whose fields are the flags of `nmt import TOOLKIT`
+    load(source: str, options: Options) -> Checkpoint
+
+and imports nothing heavy (torch, the toolkit) before `load`. Nothing that is loaded may run code: no pickle but through
+torch's weights_only, no code that comes with a model. `load` raises UserError for what does not fit, with the reason.
+"""
+
+TOOLKITS = {
+    "hf": "a transformers encoder-decoder: its name on the hub, or the folder of save_pretrained",
+}
+"""The toolkits, and what the source of an import is."""
