@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from nmt.errors import UserError
 from nmt.lines import atomic_path
-from nmt.models import RNNsearch, RNNsearchConfig, Seq2Seq
+from nmt.models import Luong, RNNsearch, RNNsearchConfig, Seq2Seq
 from nmt.vocabulary import Vocabulary, open_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 NAME = "model.safetensors"
 _VOCABULARY = "vocabulary."
-ARCHITECTURES: dict[str, tuple[type[Seq2Seq], type]] = {"rnnsearch": (RNNsearch, RNNsearchConfig)}
+ARCHITECTURES: dict[str, tuple[type[Seq2Seq], type]] = {
+    "rnnsearch": (RNNsearch, RNNsearchConfig),
+    "luong": (Luong, RNNsearchConfig),
+}
 
 
 @dataclass

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nmt.errors import UserError
-from nmt.models.rnnsearch import RNNsearchConfig
+from nmt.models.recurrent import RNNsearchConfig
 from nmt.objectives import BSOConfig, CrossEntropyConfig, MinRiskConfig, ScheduledSamplingConfig, SoftBeamConfig
 from nmt.search import SearchConfig
 from nmt.vocabulary import VocabularyConfig

@@ -23,7 +23,7 @@ from nmt.data_module import TranslationData
 from nmt.errors import UserError
 from nmt.journal import Journal
 from nmt.manifest import describe_software, now, read_manifest, update_manifest
-from nmt.models import RNNsearch, RNNsearchConfig
+from nmt.models import RNNsearchConfig, make_recurrent
 from nmt.module import TranslationModule
 from nmt.preemption import Preemption
 from nmt.run import RunFolder, Saver
@@ -186,7 +186,7 @@ def check_alike(config: TrainConfig, module: TranslationModule, world: World) ->
 def build_checkpoint(config: TrainConfig, data: TranslationData) -> Checkpoint:
     """A fresh model of the configuration's shape, its weights drawn from the seed."""
     torch.manual_seed(config.seed)
-    model = RNNsearch(config.model, len(data.source_vocabulary), len(data.target_vocabulary))
+    model = make_recurrent(config.model, len(data.source_vocabulary), len(data.target_vocabulary))
     info = {
         "languages": {"source": data.train_pairs.source_language, "target": data.train_pairs.target_language},
         "train": data.train_pairs.name,

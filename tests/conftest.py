@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nmt.models import RNNsearch, RNNsearchConfig
+from nmt.models import Recurrent, RNNsearchConfig, make_recurrent
 from tests import CORPORA
 from tests.trained import real_translator, reverse_runs  # noqa: F401
 
@@ -27,10 +27,10 @@ def corpora() -> Path:
 def tiny_model():
     """A function that makes small random models; weights are large enough that they prefer something."""
 
-    def make(vocabulary: int = 12, seed: int = 0, scale: float = 3.0, **config) -> RNNsearch:
+    def make(vocabulary: int = 12, seed: int = 0, scale: float = 3.0, **config) -> Recurrent:
         torch.manual_seed(seed)
         shape = RNNsearchConfig(**{"embedding": 8, "hidden": 10, "dropout": 0.0, **config})
-        model = RNNsearch(shape, vocabulary, vocabulary).eval()
+        model = make_recurrent(shape, vocabulary, vocabulary).eval()
         with torch.no_grad():
             model.output.weight.mul_(scale)
             model.output.bias.normal_()
@@ -70,7 +70,7 @@ def tiny_checkpoint(small_corpus):
         vocabularies = train_vocabularies(pairs, VocabularyConfig(size=80 if joint else 60, joint=joint))
         torch.manual_seed(seed)
         shape = RNNsearchConfig(**{"embedding": 8, "hidden": 10, **config})
-        model = RNNsearch(shape, *map(len, vocabularies)).eval()
+        model = make_recurrent(shape, *map(len, vocabularies)).eval()
         with torch.no_grad():
             model.output.weight.mul_(2)
         return Checkpoint(model, *vocabularies, {"languages": {"source": "aa", "target": "bb"}})

@@ -3,23 +3,34 @@
 from nmt.models.ensemble import Ensemble
 from nmt.models.fused import FusedRNNsearch
 from nmt.models.int8 import quantize
+from nmt.models.luong import Luong
 from nmt.models.narrowed import Narrowed
+from nmt.models.recurrent import Recurrent, RNNsearchConfig
 from nmt.models.remainder import Remainder
-from nmt.models.rnnsearch import RNNsearch, RNNsearchConfig
+from nmt.models.rnnsearch import RNNsearch
 from nmt.models.seq2seq import Advance, Seq2Seq
 
 __all__ = [
     "Advance",
     "Ensemble",
     "FusedRNNsearch",
+    "Luong",
     "Narrowed",
     "RNNsearch",
     "RNNsearchConfig",
+    "Recurrent",
     "Remainder",
     "Seq2Seq",
     "decoding_form",
+    "make_recurrent",
     "quantize",
 ]
+
+
+def make_recurrent(config: RNNsearchConfig, source_vocabulary: int, target_vocabulary: int) -> Recurrent:
+    """A fresh model with the decoder that the configuration names."""
+    kind = {"conditional": RNNsearch, "luong": Luong}[config.decoder]
+    return kind(config, source_vocabulary, target_vocabulary)
 
 
 def decoding_form(model: Seq2Seq) -> Seq2Seq:

@@ -1,7 +1,8 @@
-"""Additive attention (Bahdanau, Cho, Bengio, ICLR 2015, section 3.1), by powers.
+"""Attention: additive (Bahdanau, Cho, Bengio, ICLR 2015, section 3.1) and by products ("general" and "dot" of Luong,
+Pham, Manning, EMNLP 2015, section 3.1).
 
-tanh(q + k) is 1 - 2 / (1 + exp(2 q) exp(2 k)): one exponential a source position and one a slot, instead of a tanh for
-each pair. Its constant part drops out of the softmax.
+The additive one is made of powers. tanh(q + k) is 1 - 2 / (1 + exp(2 q) exp(2 k)): one exponential a source position
+and one a slot, instead of a tanh for each pair. Its constant part drops out of the softmax.
 """
 
 from typing import Any
@@ -45,8 +46,7 @@ class AdditiveAttention(nn.Module):
             context (batch, slots, value) and attention (batch, slots, source length).
         """
         energy = _Energies.apply(self.query(query), keys, self.energy.weight.squeeze(0))
-        attention = energy.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(dim=2)
-        return torch.bmm(attention.to(values.dtype), values), attention
+        return _average(energy, values, mask)
 
 
 class _Energies(torch.autograd.Function):
@@ -77,3 +77,25 @@ class _Energies(torch.autograd.Function):
         of_keys = squares.mul_(g.squeeze(2).unsqueeze(3)).to(asked.dtype).mul_((2 * weight * asked).unsqueeze(2))
         of_keys = of_keys.squeeze(1) if of_keys.shape[1] == 1 else of_keys.sum(dim=1)
         return of_query.to(terms.dtype), of_keys, (-2 * once.sum(dim=(0, 1))).to(weight.dtype)
+
+
+class ProductAttention(nn.Module):
+    """energy(q, v) = q . W v, where W may be left out; shapes are those of `AdditiveAttention`, with keys as wide as
+    the query."""
+
+    def __init__(self, query: int, value: int, *, learned: bool) -> None:
+        super().__init__()
+        self.key = nn.Linear(value, query, bias=False) if learned else nn.Identity()
+
+    def keys(self, values: Tensor) -> Tensor:
+        """Keys (batch, source length, query) of values (batch, source length, value)."""
+        return self.key(values)
+
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return _average(torch.bmm(query, keys.transpose(1, 2)), values, mask)
+
+
+def _average(energy: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Context and attention of energies (batch, slots, source length)."""
+    attention = energy.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(dim=2)
+    return torch.bmm(attention.to(values.dtype), values), attention

@@ -106,8 +106,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8Recurrent(nn.Module):
-    """A bidirectional GRU or LSTM over packed sequences. Of the final states it gives the hidden one alone that is
-    the top layer's backward one, (1, batch, hidden)."""
+    """A bidirectional GRU or LSTM over packed sequences; gives what torch's own gives."""
 
     def __init__(self, layer: nn.GRU | nn.LSTM) -> None:
         """Rounds the weights of all layers and directions."""
@@ -122,31 +121,37 @@ class Int8Recurrent(nn.Module):
         self.inputs = nn.ModuleList(rounded("ih", name, None if name.startswith("_l0") else 1.0) for name in names)
         self.states = nn.ModuleList(rounded("hh", name, 1.0) for name in names)
 
-    def forward(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
-        sizes, values, last = packed.batch_sizes.tolist(), packed.data, packed.data
+    def forward(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor | tuple[Tensor, ...]]:
+        sizes, values = packed.batch_sizes.tolist(), packed.data
+        ends: list[tuple[Tensor, ...]] = []
         for layer in range(0, len(self.inputs), 2):
-            forward, _ = self._run(layer, values, sizes, range(len(sizes)))
-            backward, last = self._run(layer + 1, values, sizes, range(len(sizes) - 1, -1, -1))
+            forward, end = self._run(layer, values, sizes, range(len(sizes)))
+            backward, start = self._run(layer + 1, values, sizes, range(len(sizes) - 1, -1, -1))
             values = torch.cat([forward, backward], dim=1)
+            ends += [end, start]
+        final = tuple(torch.stack(part) for part in zip(*ends, strict=True))
         if packed.unsorted_indices is not None:
-            last = last.index_select(0, packed.unsorted_indices)
-        return packed._replace(data=values), last.unsqueeze(0)
+            final = tuple(part.index_select(1, packed.unsorted_indices) for part in final)
+        return packed._replace(data=values), final if self.parts > 1 else final[0]
 
-    def _run(self, which: int, values: Tensor, sizes: list[int], steps: range) -> tuple[Tensor, Tensor]:
-        """Outputs (tokens, hidden) of one direction of one layer and its last hidden state."""
+    def _run(self, which: int, values: Tensor, sizes: list[int], steps: range) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Outputs (tokens, hidden) of one direction of one layer and the last state of each sequence."""
         inputs = self.inputs[which](values).split(sizes)
         state = tuple(values.new_zeros(sizes[steps[0]], self.hidden) for _ in range(self.parts))
         outputs: list[Tensor] = [values] * len(sizes)
+        left: list[tuple[Tensor, ...]] = []
         for step in steps:
             rows = sizes[step]
             # Sequences leave the batch where the number of rows falls, and enter it with zeros where that rises.
+            if len(state[0]) > rows:
+                left.append(tuple(part[rows:] for part in state))
             state = tuple(
                 part[:rows] if len(part) >= rows else torch.cat([part, part.new_zeros(rows - len(part), self.hidden)])
                 for part in state
             )
             state = run_cell(inputs[step], self.states[which](state[0]), state)
             outputs[step] = state[0]
-        return torch.cat(outputs), state[0]
+        return torch.cat(outputs), tuple(torch.cat(parts) for parts in zip(state, *reversed(left), strict=True))
 
 
 def take_outputs(layer: nn.Module, outputs: Tensor) -> nn.Module:

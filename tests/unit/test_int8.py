@@ -13,6 +13,7 @@ from nmt.errors import UserError
 from nmt.models import FusedRNNsearch, Narrowed, int8, quantize
 from nmt.models.int8 import Int8Linear, Int8Recurrent, take_outputs
 from nmt.search import SearchConfig, beam_search
+from nmt.tree import leaves
 from tests import ROOT
 from tests.conftest import random_batch
 
@@ -85,13 +86,14 @@ def test_recurrent_layers(kind, layers):
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     with torch.no_grad():
         (outputs, final), (expected, last) = rounded(packed), layer(packed)
-    last = last[0] if isinstance(last, tuple) else last
-    torch.testing.assert_close(final[-1], last[-1], atol=0.03, rtol=0)
+    for part, whole in zip(leaves(final), leaves(last), strict=True):
+        torch.testing.assert_close(part, whole, atol=0.03, rtol=0)
     outputs, expected = (pad_packed_sequence(one, batch_first=True)[0] for one in (outputs, expected))
     torch.testing.assert_close(outputs, expected, atol=0.03, rtol=0)
     for row, length in enumerate(lengths.tolist()):
         alone, own = rounded(pack_padded_sequence(x[row : row + 1], lengths[row : row + 1], batch_first=True))
-        assert torch.equal(alone.data, outputs[row, :length]) and torch.equal(own[-1], final[-1][row : row + 1])
+        assert torch.equal(alone.data, outputs[row, :length])
+        assert all(map(torch.equal, leaves(own), [part[:, row : row + 1] for part in leaves(final)]))
 
 
 @pytest.mark.parametrize("shape", [{}, {"cell": "lstm", "encoder_layers": 2, "decoder_layers": 3, "readout": "tanh"}])

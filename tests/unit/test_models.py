@@ -23,6 +23,18 @@ VARIANTS = [
     )
 ]
 
+LUONG = [
+    {"decoder": "luong", **variant}
+    for variant in (
+        {"readout": "tanh"},
+        {"cell": "lstm", "attention": "general", "input_feeding": True, "decoder_layers": 2, "bridge": "zero"},
+        {"attention": "dot", "encoder_hidden": 5, "encoder_layers": 2, "decoder_layers": 2, "bridge": "layers"},
+        {"cell": "lstm", "encoder_hidden": 5, "bridge": "relu", "readout": "linear", "source_end": False},
+        {"bidirectional": False, "bridge": "last", "source_embedding": 6, "input_feeding": True},
+        {"embedding": 10, "attention": "general", "input_feeding": True, "tied_embeddings": "all"},
+    )
+]
+
 
 def step_by_step(model, tokens, memory):
     state, logits = model.start(memory), []
@@ -32,7 +44,7 @@ def step_by_step(model, tokens, memory):
     return torch.cat(logits, dim=1)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
+@pytest.mark.parametrize("variant", VARIANTS + LUONG, ids=lambda v: "-".join(map(str, v.values())))
 def test_every_variant_is_forced_as_it_steps_and_ignores_padding(tiny_model, variant):
     model = tiny_model(vocabulary=15, **variant)
     batch = random_batch(4, 15, 7)
@@ -96,7 +108,7 @@ def test_the_model_reads_all_of_the_source_and_of_the_prefix(tiny_model):
             assert not torch.allclose(changed[0, 5], logits[0, 5])
 
 
-@pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "decoder_layers": 3}])
+@pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "decoder_layers": 3}, *LUONG])
 def test_nodes_advance_as_slots_do(tiny_model, variant):
     """One row a node, in the model's own way and in the padded way of the interface, with their gradients."""
     model = tiny_model(**variant).double()
@@ -212,7 +224,7 @@ def test_dropout_acts_in_training_alone(tiny_model):
     assert not torch.equal(run(), run())
 
 
-@pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "decoder_layers": 2, "encoder_layers": 2}])
+@pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "decoder_layers": 2, "encoder_layers": 2}, LUONG[1]])
 def test_locked_dropout_is_drawn_once_a_sentence(tiny_model, variant):
     model = tiny_model(dropout=0.5, locked=True, **variant)
     batch = random_batch(3, 12, 6)

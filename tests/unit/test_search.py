@@ -12,6 +12,7 @@ from nmt.search import Beam, SearchConfig, SoftSearchConfig, beam_search, expand
 from nmt.search.peaks import log_normaliser
 from nmt.search.selection import hard_reparent, hard_select
 from nmt.search.soft import clip_gradient
+from nmt.tree import leaves
 from tests.conftest import random_batch
 
 EOS = 3
@@ -176,7 +177,14 @@ def hard_steps(model, memory, rows, steps, beam_size):
         yield selection, beam
 
 
-@pytest.mark.parametrize("model_config", [{}, {"cell": "lstm", "decoder_layers": 2, "readout": "tanh"}])
+@pytest.mark.parametrize(
+    "model_config",
+    [
+        {},
+        {"cell": "lstm", "decoder_layers": 2, "readout": "tanh"},
+        {"decoder": "luong", "cell": "lstm", "decoder_layers": 2, "attention": "general", "input_feeding": True},
+    ],
+)
 def test_soft_search_selects_what_the_hard_search_selects_as_temperature_goes_to_zero(tiny_model, model_config):
     model = tiny_model(vocabulary=25, seed=7, **model_config)
     batch = random_batch(20, 25, 8)
@@ -190,7 +198,8 @@ def test_soft_search_selects_what_the_hard_search_selects_as_temperature_goes_to
             assert torch.equal(step.selection.candidates.slots.gather(1, chosen), selection.parents)
             torch.testing.assert_close(step.after.scores, beam.scores, atol=1e-4, rtol=0)
             torch.testing.assert_close(step.after.finished, beam.finished)
-            torch.testing.assert_close(step.after.state[0][0], beam.state[0][0], atol=1e-4, rtol=0)
+            for part, whole in zip(leaves(step.after.state), leaves(beam.state), strict=True):
+                torch.testing.assert_close(part, whole, atol=1e-4, rtol=0)
 
 
 def test_soft_search_does_not_depend_on_batch_or_padding(tiny_model):

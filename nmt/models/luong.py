@@ -1,0 +1,91 @@
+"""The decoder of Luong, Pham, Manning, "Effective approaches to attention-based neural machine translation", EMNLP
+2015: a stack of cells whose top asks the attention, and a readout of both that may be fed back (section 3.3).
+
+joeynmt and OpenNMT-py have it, with another first state each.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from nmt.models.int8 import take_outputs
+from nmt.models.recurrent import Memory, Recurrent, State
+from nmt.models.seq2seq import Advance
+
+
+class Luong(Recurrent):
+    """The recurrent model with the decoder "luong". Its features are the readout; with input feeding that is the last
+    part of the state. Its summary is the first state, (batch, parts * layers * hidden)."""
+
+    def _add_decoder(self, cell: type[nn.Module]) -> None:
+        config = self.config
+        hidden, layers = config.hidden, config.decoder_layers
+        if config.bridge == "tanh":
+            self.initial = nn.Linear(config.value_size, hidden)
+        elif config.bridge == "relu":
+            size = layers * config.encoder_size
+            self.initials = nn.ModuleList(nn.Linear(size, size) for _ in range(self._parts))
+        below = config.embedding + (hidden if config.input_feeding else 0)
+        self.cells = nn.ModuleList(cell(hidden if layer else below, hidden) for layer in range(layers))
+        widen = 2 if config.readout == "maxout" else 1
+        self.readout = nn.Linear(hidden + config.value_size, widen * hidden)
+
+    @property
+    def _parts(self) -> int:
+        return 2 if self.config.cell == "lstm" else 1
+
+    def _read(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
+        outputs, final = self.encoder(packed)
+        # (batch, layers * directions, size) each
+        states = [part.transpose(0, 1) for part in (final if isinstance(final, tuple) else (final,))]
+        return outputs, self._bridge(states)
+
+    def _bridge(self, states: list[Tensor]) -> Tensor:
+        config = self.config
+        if config.bridge == "relu":
+            # As OpenNMT-py cuts them: a row holds as many states as there are layers, of whichever direction.
+            size = config.decoder_layers * config.encoder_size
+            pairs = zip(states, self.initials, strict=True)
+            states = [torch.relu(layer(state.reshape(len(state), -1, size))) for state, layer in pairs]
+        if config.bridge in ("relu", "layers"):
+            return torch.cat([state.flatten(1) for state in states], dim=1)
+        top = states[0][:, -(2 if config.bidirectional else 1) :].flatten(1)
+        if config.bridge == "tanh":
+            first = torch.tanh(self.initial(top))
+        else:
+            first = top[:, : config.hidden] if config.bridge == "last" else top.new_zeros(len(top), config.hidden)
+        return first.repeat(1, self._parts * config.decoder_layers)
+
+    def start(self, memory: Memory) -> State:
+        parts = memory.summary.unsqueeze(1).unflatten(2, (self._parts, self.config.decoder_layers, -1))
+        layers = tuple(tuple(part.unbind(dim=2)) for part in parts.unbind(dim=3))
+        if not self.config.input_feeding:
+            return layers
+        return (*layers, (torch.zeros_like(layers[0][0]),))
+
+    def _advance(
+        self,
+        embedding: Tensor,
+        state: State,
+        look: Callable[[Tensor], tuple[Tensor, Tensor]],
+        locks: tuple[Tensor, ...],
+    ) -> Advance:
+        if locks:
+            embedding = embedding * locks[0].unsqueeze(1)
+        inputs = torch.cat([embedding, state[-1][0]], dim=2) if self.config.input_feeding else embedding
+        layers: list[tuple[Tensor, ...]] = []
+        for cell, before in zip(self.cells, state, strict=False):
+            if layers and not self.config.locked:
+                inputs = self.dropout(inputs)
+            layers.append(self._cell(cell, inputs, before))
+            inputs = layers[-1][0]
+        context, attention = look(inputs)
+        both = torch.cat([inputs, context], dim=2)
+        features = self._read_out(both * locks[1].unsqueeze(1) if locks else both)
+        fed = ((features,),) if self.config.input_feeding else ()
+        return Advance(features, (*layers, *fed), attention)
+
+    def narrow(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
+        return take_outputs(self.output, candidates)
