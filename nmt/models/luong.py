@@ -37,10 +37,9 @@ class Luong(Recurrent):
         return 2 if self.config.cell == "lstm" else 1
 
     def _read(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
-        outputs, final = self.encoder(packed)
+        outputs, final = self._run_encoder(packed)
         # (batch, layers * directions, size) each
-        states = [part.transpose(0, 1) for part in (final if isinstance(final, tuple) else (final,))]
-        return outputs, self._bridge(states)
+        return outputs, self._bridge([part.transpose(0, 1) for part in final])
 
     def _bridge(self, states: list[Tensor]) -> Tensor:
         config = self.config

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from nmt.models.attention import AdditiveAttention
-from nmt.models.recurrence import run_bidirectional_gru
 from nmt.models.recurrent import Memory, Recurrent, State
 from nmt.models.seq2seq import Advance
 
@@ -33,10 +32,8 @@ class RNNsearch(Recurrent):
         self.readout = nn.Linear(hidden + embedding + config.value_size, widen * config.readout_size)
 
     def _read(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
-        if isinstance(self.encoder, nn.GRU) and packed.data.device.type == "cpu" and torch.is_grad_enabled():
-            return run_bidirectional_gru(self.encoder, packed)
-        outputs, final = self.encoder(packed)
-        return outputs, (final[0] if isinstance(final, tuple) else final)[-1]
+        outputs, final = self._run_encoder(packed)
+        return outputs, final[0][-1]
 
     def start(self, memory: Memory) -> State:
         hidden = torch.tanh(self.initial(memory.summary)).unsqueeze(1)
