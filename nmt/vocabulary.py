@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 
-KINDS = {b"tokenizer": ("nmt.tokenizer", "TokenizerVocabulary")}
+KINDS = {
+    b"tokenizer": ("nmt.tokenizer", "TokenizerVocabulary"),
+    b"tokens": ("nmt.tokens", "TokenList"),
+}
 """Vocabularies that are no SentencePiece model: their bytes begin with the kind and a line end. Module and class, whose
 constructor takes the bytes behind them."""
 
