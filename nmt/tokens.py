@@ -76,8 +76,7 @@ class TokenList(Vocabulary):
     def sample(self, lines: Sequence[str], seed: int, strength: float = 0.1) -> list[list[int]]:
         if strength:
             raise UserError(
-                f"data.vocabulary.sampling is {strength}, but the vocabulary of an imported model has no random pieces; "
-                "leave it out"
+                f"data.vocabulary.sampling is {strength}, but an imported vocabulary has no random pieces; leave it out"
             )
         return self.encode(lines)
 

@@ -169,7 +169,7 @@ def _cut(told: dict[str, Any], tokens: list[str], path: Path) -> "Cut":
         return Cut("words", lowercase=lowercase)
     kind = told.get("tokenizer_type", told.get("bpe_type", "sentencepiece"))
     refuse_unless(kind in ("sentencepiece", "subword-nmt"), path, f"its tokenizer_type is '{kind}'")
-    named = options.get("model_file" if kind == "sentencepiece" else "codes")
+    named = str(options.get("model_file" if kind == "sentencepiece" else "codes") or "")
     refuse_unless(bool(named), path, "its tokenizer_cfg names no file")
     beside = path.parent / Path(named).name
     content = read_bytes(beside if beside.exists() else Path(named), "The subword model")

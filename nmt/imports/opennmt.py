@@ -1,5 +1,5 @@
-"""Takes over a recurrent model of OpenNMT-py (3.x) with its vocabularies and its BPE codes or SentencePiece models. Those
-are where the checkpoint says (transforms sentencepiece and bpe) or where the flags say."""
+"""Takes over a recurrent model of OpenNMT-py (3.x) with its vocabularies and its BPE codes or SentencePiece models,
+which are where the checkpoint says (transforms sentencepiece and bpe) or where the flags say."""
 
 import argparse
 from dataclasses import dataclass
@@ -185,7 +185,7 @@ def _cut(settings: dict[str, Any], side: str, file: str, path: Path) -> "Cut":
     threshold = settings.get(f"{side}_vocab_threshold", 0)
     refuse_unless(not threshold, path, f"its {side}_vocab_threshold is {threshold}; only 0 has a counterpart here")
     shared = settings.get("src_subword_model") if settings.get("share_vocab") else None
-    named = file or settings.get(f"{side}_subword_model") or shared
+    named = file or shared or settings.get(f"{side}_subword_model")
     flag = {"src": "source", "tgt": "target"}[side]
     refuse_unless(bool(named), path, f"it names no subword model; give --{flag}_subwords FILE")
     content = read_bytes(Path(str(named)), f"The subword model (--{flag}_subwords)")

@@ -126,7 +126,7 @@ def restrict(model: bytes, tokens: Sequence[str]) -> bytes:
     """A SentencePiece model that makes those of its pieces alone that are tokens or single characters."""
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(model)
     known = set(tokens)
     for piece in proto.pieces:

@@ -8,6 +8,8 @@ gives (peer_scores.py). What is trained is not trained again.
 """
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from machine import describe
-from peers import Task, call, joeynmt_config, opennmt_config
+from peers import VARIABLES, Task, call, joeynmt_config, opennmt_config
 
 from nmt.corpus import load_card, pairs_from_files
 from nmt.lines import read_lines, write_lines
@@ -170,10 +172,14 @@ def compare(name: str, peer: Peer, task: Task) -> tuple[float, int, int]:
     nmt = [sys.executable, "-m", "nmt"]
     call([*nmt, "import", peer.toolkit, str(peer.source), "-o", str(own)], log)
     source, target = folder / "test.source", folder / "test.target"
-    call([*nmt, "score", str(own), str(source), str(target), "-o", f"{own}.scores", "--device", "cpu"], log)
-    told = subprocess.run(peer.scores, stdout=subprocess.PIPE, stderr=open(log, "ab"), check=True, text=True)
+    texts = ["--source", str(source), "--target", str(target), "--format", "jsonl"]
+    call([*nmt, "score", str(own), *texts, "-o", f"{own}.scores", "--device", "cpu"], log)
+    with open(log, "ab") as errors:
+        told = subprocess.run(
+            peer.scores, stdout=subprocess.PIPE, stderr=errors, check=True, text=True, env={**os.environ, **VARIABLES}
+        )
     expected = [float(line.split()[1]) for line in told.stdout.splitlines() if line.startswith("SCORE ")]
-    found = [float(line.split("\t")[0]) for line in read_lines(f"{own}.scores")]
+    found = [json.loads(line)["log_probability"] for line in read_lines(f"{own}.scores")]
     difference = max(abs(one - other) for one, other in zip(expected, found, strict=True))
     call(peer.translate(theirs), log)
     flags = ["--beam_size", str(task.beam_size), "--threads", "1", "--device", "cpu", *peer.flags]

@@ -21,6 +21,7 @@ from nmt.vocabulary import Vocabulary
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")
 DROPOUT = 0.2
 WARMUP = 200
+VARIABLES = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,9 @@ class Usage(NamedTuple):
 
 def call(words: Sequence[str], log: Path) -> Usage:
     """Runs a process with one thread and says what it used."""
-    variables = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
     with open(log, "ab") as output:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **variables}
+            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **VARIABLES}
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
