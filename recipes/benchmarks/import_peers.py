@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=1500)
     parser.add_argument("--embedding", type=int, default=64)
     parser.add_argument("--hidden", type=int, default=96)
-    parser.add_argument("--updates", type=int, default=600)
+    parser.add_argument("--updates", type=int, default=250)
     chosen = parser.parse_args()
     folder = chosen.directory.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,16 +208,15 @@ def main() -> None:
     sizes = {name: getattr(chosen, name) for name in ("vocabulary", "embedding", "hidden", "updates")}
     task = Task(folder, lr=2e-3, batch=64, by="sents", **sizes)
     prepare(task, chosen.peers, chosen.corpus, chosen.pairs, chosen.test)
-    known = peers(task, chosen.peers)
-    names = [name for name in known if chosen.only is None or name in chosen.only]
-    for name in names:
+    failed = False
+    for name, peer in peers(task, chosen.peers).items():
+        if chosen.only is not None and name not in chosen.only:
+            continue
         done = folder / f"{name}.done"
         if not done.exists():
-            call(known[name].train, folder / f"{name}.log")
+            call(peer.train, folder / f"{name}.log")
             done.touch()
-    failed = False
-    for name in names:
-        difference, alike, lines = compare(name, known[name], task)
+        difference, alike, lines = compare(name, peer, task)
         failed |= difference > TOLERANCE or alike < ALIKE * lines
         print(
             f"{name}: log-probabilities differ by {difference:.1e} at most; {alike} of {lines} lines alike", flush=True
