@@ -85,7 +85,7 @@ class TranslationData(pl.LightningDataModule):
         """Where pairs stand in the training text, and how the first of them read.
 
         Args:
-            rows: of the training corpus, ascending.
+            rows: of the training corpus, in the order of the message.
             most: how many are named by number.
             shown: how many are told in full, either side cut off after `width` characters.
         """
@@ -96,6 +96,12 @@ class TranslationData(pl.LightningDataModule):
         pairs = self.train_pairs
         texts = [" -> ".join(_cut(side[row], width) for side in (pairs.source, pairs.target)) for row in rows[:shown]]
         return f"{kind} {numbers}{rest} of {pairs.name} (first {', '.join(texts)})"
+
+    def name_longest(self, rows: Sequence[int]) -> str:
+        """As `name_lines`, with the longest pairs first."""
+        corpus = self.train_corpus
+        length = {row: max(corpus.source_lengths[row], corpus.target_lengths[row]) for row in rows}
+        return self.name_lines(sorted(rows, key=lambda row: (-length[row], row)), most=4, shown=1)
 
     def train_dataloader(self) -> "NumberedBatches":
         self.stream.start_batch = self.trained_batches

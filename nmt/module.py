@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -75,6 +75,8 @@ class TranslationModule(pl.LightningModule):
         self.data = data
         self.world = world or World()
         self.gradient = UpdateGradient(self.world, config.trainer.accumulate, config.data.batch_tokens)
+        # What is said when memory is full: is it a batch of training, which rows, pieces of source and target.
+        self.in_work: tuple[bool, Sequence[int], int, int] | None = None
         self.skipping = Skipping(config.trainer.bad_steps, self.world)
         self.losses_finite: Tensor = torch.tensor(True)
         self.ends_update = True
@@ -103,6 +105,7 @@ class TranslationModule(pl.LightningModule):
 
     def training_step(self, batch: tuple[int, Batch], batch_idx: int) -> dict[str, Any]:
         number, batch_ = batch
+        self.in_work = True, batch_.indices, batch_.source.shape[1], batch_.target.shape[1]
         torch.manual_seed((self.config.seed * 1_000_003 + number) % 2**63)
         found = self.objective(self.model, batch_, self.trainer.global_step)
         value, figures, self.after_backward, normaliser = found
@@ -137,6 +140,7 @@ class TranslationModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if batch_idx % self.world.size != self.world.rank:
             return
+        self.in_work = False, batch.indices, batch.source.shape[1], batch.target.shape[1]
         for name, search in self.dev_searches.items():
             found = beam_search(self.dev_decoder[0], batch.source, batch.source_lengths, search)
             for row, hypotheses in zip(batch.indices, found, strict=True):
@@ -183,6 +187,22 @@ class TranslationModule(pl.LightningModule):
     def regular_validation(self) -> bool:
         """Whether the present validation is one that an unbroken, longer run would have, too."""
         return self.trainer.global_step % self.config.trainer.validate_every == 0
+
+    def describe_work(self) -> str:
+        """The batch that is computed, as it is told when memory is full, and the remedy."""
+        if self.in_work is None:
+            return "no batch was begun; the model is too large, lower model.hidden or data.vocabulary.size"
+        training, rows, source, target = self.in_work
+        what = f"a batch of {len(rows)} sentences, {source} source by {target} target pieces at most"
+        if training:
+            what += f" at update {self.trainer.global_step + 1}, the longest in {self.data.name_longest(rows)}"
+        else:
+            what += f" of the validation at update {self.trainer.global_step}"
+        tokens = self.config.data.batch_tokens
+        return (
+            f"{what}; lower data.batch_tokens ({tokens}; with trainer.accumulate 2, {tokens // 2} makes updates of as "
+            "many tokens) or data.max_length, and begin a new run, --from this one's model where there is one"
+        )
 
     def _diverged(self, what: str) -> str:
         damping = ", soft_beam.search.damping" if self.config.objective == "soft_beam" else ""

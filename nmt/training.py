@@ -27,6 +27,7 @@ from nmt.models import RNNsearchConfig, make_recurrent
 from nmt.module import TranslationModule
 from nmt.preemption import Preemption
 from nmt.run import RunFolder, Saver
+from nmt.shortage import shortage_told
 from nmt.state import AtomicCheckpointIO
 from nmt.stopper import Stopper
 from nmt.strategy import WorldStrategy
@@ -76,7 +77,8 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
     with warnings.catch_warnings():
         _silence_lightning()
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=folder.last if resume else None)
+            with shortage_told(module.describe_work):
+                trainer.fit(module, datamodule=data, ckpt_path=folder.last if resume else None)
         except SystemExit:
             # Lightning turns Ctrl-C into this, and is deaf to it from then on.
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -186,7 +188,8 @@ def check_alike(config: TrainConfig, module: TranslationModule, world: World) ->
 def build_checkpoint(config: TrainConfig, data: TranslationData) -> Checkpoint:
     """A fresh model of the configuration's shape, its weights drawn from the seed."""
     torch.manual_seed(config.seed)
-    model = make_recurrent(config.model, len(data.source_vocabulary), len(data.target_vocabulary))
+    with shortage_told(lambda: "the model is too large; lower model.hidden, model.embedding or data.vocabulary.size"):
+        model = make_recurrent(config.model, len(data.source_vocabulary), len(data.target_vocabulary))
     info = {
         "languages": {"source": data.train_pairs.source_language, "target": data.train_pairs.target_language},
         "train": data.train_pairs.name,

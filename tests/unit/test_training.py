@@ -476,6 +476,50 @@ def test_weights_that_are_no_numbers_are_not_saved(small_corpus, tmp_path, monke
     assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
+ALLOCATORS = {
+    "the machine's": lambda: torch.empty(2**60, dtype=torch.uint8),
+    "a GPU's": lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
+    "Python's": lambda: bytearray(2**62),
+}
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_lack_of_memory_names_the_batch(small_corpus, tmp_path, monkeypatch, allocator):
+    train_quietly(make_config(tmp_path, small_corpus))
+    before = (tmp_path / "last.ckpt").read_bytes()
+    seen = []
+    original = CrossEntropy.__call__
+
+    def call(self, model, batch, update):
+        seen.append(batch)
+        if update == 5:
+            ALLOCATORS[allocator]()
+        return original(self, model, batch, update)
+
+    monkeypatch.setattr(CrossEntropy, "__call__", call)
+    with pytest.raises(UserError) as error:
+        train_quietly(make_config(tmp_path, small_corpus, {"trainer.max_steps": 100}), resume=True)
+    batch, told = seen[-1], str(error.value)
+    longest = torch.maximum(batch.source_lengths, batch.target_lengths).tolist()
+    row = min(row for row, length in zip(batch.indices, longest, strict=True) if length == max(longest))
+    pieces = f"{batch.source.shape[1]} source by {batch.target.shape[1]} target pieces"
+    assert f"memory is full: a batch of {len(batch)} sentences, {pieces} at most at update 6" in told
+    assert f"the longest in lines {row + 1}, " in told
+    assert "lower data.batch_tokens (400; with trainer.accumulate 2, 200" in told
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_lack_of_memory_in_a_validation_and_for_the_model(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("nmt.module.beam_search", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    with pytest.raises(
+        UserError, match=r"memory is full: a batch of \d+ sentences, .* of the validation at update 4; low"
+    ):
+        train_quietly(make_config(tmp_path / "run", small_corpus))
+    with pytest.raises(UserError, match="memory is full: the model is too large; lower model.hidden"):
+        train_quietly(make_config(tmp_path / "large", small_corpus, {"model.hidden": 10**8}))
+    assert not (tmp_path / "large").exists()
+
+
 @pytest.mark.parametrize("objective", ["cross_entropy", "min_risk", "bso", "scheduled_sampling", "soft_beam"])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_bfloat16_trains(small_corpus, tmp_path, objective, cell):
