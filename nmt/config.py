@@ -133,6 +133,8 @@ class TrainerConfig:
             "trainer", self, 1, "max_steps", "validate_every", "accumulate", "bad_steps", "devices", "log_every"
         )
         _check_least("trainer", self, 0, "patience", "clip", "threads", "keep")
+        # What starts more ends without a word from us.
+        _check_most("trainer", self, 1024, "threads", "devices")
         _check_choice("trainer", self, precision=("32", "bf16", "16"), device=("auto", "cpu", "gpu"))
         for name in ("max_epochs", "max_minutes"):
             value = getattr(self, name)
@@ -166,6 +168,7 @@ class TrainConfig:
         if self.search.strategy != "beam":
             raise UserError(f"search.strategy is '{self.search.strategy}'; validations need a beam")
         _check_least("", self, 0, "seed")
+        _check_most("", self, 2**32 - 1, "seed")
         _check_choice("", self, objective=("cross_entropy", "scheduled_sampling", "min_risk", "bso", "soft_beam"))
         if not self.run:
             raise UserError("run is empty; give the folder of the run")
@@ -177,6 +180,13 @@ def _check_least(section: str, config: object, least: int, *names: str) -> None:
         if not getattr(config, name) >= least:
             key = f"{section}.{name}".lstrip(".")
             raise UserError(f"{key} is {getattr(config, name)}; give {least} or more")
+
+
+def _check_most(section: str, config: object, most: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) > most:
+            key = f"{section}.{name}".lstrip(".")
+            raise UserError(f"{key} is {getattr(config, name)}; give {most} or less")
 
 
 def _check_choice(section: str, config: object, **choices: tuple[str, ...]) -> None:

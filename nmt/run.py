@@ -64,6 +64,7 @@ class RunFolder:
         self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._sweep()
             for left in (self.manifest, self.metrics, *kept_models(self.path).values()):
                 left.unlink(missing_ok=True)
         except OSError as error:
@@ -93,6 +94,10 @@ class RunFolder:
         """
         self.check_begun()
         mend_state(self.last)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        # What was being written when a process was killed.
         for left in self.path.glob(".*.tmp"):
             left.unlink(missing_ok=True)
 

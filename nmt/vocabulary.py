@@ -257,7 +257,7 @@ class SentencePiece(Vocabulary):
                     pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS, num_threads=1, minloglevel=2,
                     input_sentence_size=5_000_000, shuffle_input_sentence=True, max_sentence_length=16_384,
                 )  # fmt: skip
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # the latter of numbers that the library's types cannot hold
             raise UserError(_explained(str(error), config)) from None
         return cls(buffer.getvalue())
 

@@ -23,7 +23,7 @@ from nmt.vocabulary import VocabularyConfig
 
 nan = math.nan
 IMPOSSIBLE = {
-    ("", TrainConfig): {"seed": [-1], "objective": ["ce"], "run": [""]},
+    ("", TrainConfig): {"seed": [-1, 2**32], "objective": ["ce"], "run": [""]},
     ("data", DataConfig): {"batch_tokens": [0], "max_length": [0], "dev_lines": [-1], "max_unknown": [-0.1, 2, nan]},
     ("data.vocabulary", VocabularyConfig): {
         "size": [0, 7],
@@ -123,8 +123,8 @@ IMPOSSIBLE = {
         "clip": [-1.0, nan],
         "precision": ["8"],
         "device": ["tpu"],
-        "devices": [0],
-        "threads": [-1],
+        "devices": [0, 1025],
+        "threads": [-1, 1025],
         "log_every": [0],
         "keep": [-1],
     },
