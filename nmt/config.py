@@ -168,7 +168,7 @@ class TrainConfig:
         if self.search.strategy != "beam":
             raise UserError(f"search.strategy is '{self.search.strategy}'; validations need a beam")
         _check_least("", self, 0, "seed")
-        _check_most("", self, 2**32 - 1, "seed")
+        _check_most("", self, 2**63 - 1, "seed")
         _check_choice("", self, objective=("cross_entropy", "scheduled_sampling", "min_risk", "bso", "soft_beam"))
         if not self.run:
             raise UserError("run is empty; give the folder of the run")

@@ -42,7 +42,7 @@ WRITES = ("replace", "link", "fsync")
 
 @contextlib.contextmanager
 def at_write(reached: Callable[[str], bool]) -> Iterator[None]:
-    """Asks before each step of writing a file whether the process ends there; a state that is saved ends half-written."""
+    """Asks before each step of writing a file whether the process ends there; a state is then half-written."""
 
     def end() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -110,7 +110,7 @@ def kept(run: Path) -> dict[str, bytes]:
 
 
 def start_killed(chance: random.Random, reference: Reference, words: list[str], log: Path) -> tuple[str, int]:
-    """Starts a run that is killed at a moment, if it lasts until then; returns what kind of moment, and the exit code."""
+    """Starts a run that is killed at a moment, if it lasts until then; returns the kind of moment and the exit code."""
     if chance.random() < 0.5:
         delay = chance.uniform(0, reference.seconds)
         process = Process(words, {}, log)
@@ -189,9 +189,8 @@ def main() -> int:
             where.update(run_trial(options.seed, runs, reference, folder))
             shutil.rmtree(folder)
             runs += 1
-    print(
-        json.dumps({"killed": where.total(), "runs that ended as the undisturbed one": runs, "where": where}, indent=1)
-    )
+    found = {"killed": where.total(), "runs, all of which ended as the undisturbed one": runs, "where": where}
+    print(json.dumps(found, indent=1))
     return 0
 
 

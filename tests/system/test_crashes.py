@@ -1,4 +1,4 @@
-"""A run killed at any moment goes on to the very bytes of one that was not; `python -m tests.crashes` has more moments."""
+"""A run killed at any moment ends in the bytes of one that was not; `python -m tests.crashes` has more moments."""
 
 import pytest
 import torch
