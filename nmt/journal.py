@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from nmt.batching import Batch
+from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.module import TranslationModule
 
@@ -167,8 +168,12 @@ class Journal(pl.Callback):
             self.bar = None
 
     def _write(self, figures: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(figures) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(figures) + "\n")
+        except OSError as error:
+            # What is written late has no name of its own.
+            raise UserError(f"{self.path} cannot be written: {error.strerror or error}.") from error
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

@@ -279,6 +279,31 @@ def test_the_launcher_starts_passes_on_and_ends(small_corpus, tmp_path):
     assert read_state(tmp_path / "run" / "last.ckpt")["global_step"] >= 2
 
 
+def test_under_the_launcher_a_killed_process_ends_all_and_the_run_goes_on(small_corpus, tmp_path):
+    options = {"trainer.max_steps": 100_000, "trainer.validate_every": 10, "trainer.patience": 0}
+    config = make_config(tmp_path / "run", small_corpus, {**options, "trainer.devices": 2})
+    process = Process(train_words(config, tmp_path), {}, tmp_path / "log")
+    wait_for_update(tmp_path / "run", 15, [process])
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    victim = next(
+        int(child)
+        for child in children
+        if b"RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes().replace(b"LOCAL_RANK", b"")
+    )
+    os.kill(victim, signal.SIGKILL)
+    assert process.wait() == 1, process.text
+    assert "nmt: process 1 of 2 was killed (SIGKILL; " in process.text.splitlines()[-1], process.text
+    assert "Traceback" not in process.text and not Path(f"/proc/{children[0]}/environ").exists()
+    last = read_state(tmp_path / "run" / "last.ckpt")["global_step"]
+    assert last >= 10
+    config.trainer.devices, config.trainer.max_steps = 1, last + 2
+    train_quietly(config, resume=True)
+    whole = make_config(tmp_path / "whole", small_corpus, {**options, "trainer.max_steps": last + 2})
+    whole.trainer.accumulate = 2
+    train_quietly(whole)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 @pytest.fixture
 def hosts():
     """How a command runs on each of two hosts, and the variables and the address of the first: network namespaces

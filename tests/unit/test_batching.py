@@ -216,3 +216,56 @@ def test_every_pair_comes_once_an_epoch_however_often_the_processes_change(corpu
     for epoch in range(2):
         rows = [row for batch in seen for row in batch.indices if batch.epoch == epoch]
         assert sorted(rows) == list(range(200))
+
+
+class Lengths:
+    """A corpus of which the lengths alone count."""
+
+    def __init__(self, lengths):
+        self.source_lengths, self.target_lengths = (np.array(side, np.int32) for side in zip(*lengths, strict=True))
+
+    def __len__(self):
+        return len(self.source_lengths)
+
+    def source(self, i):
+        return np.full(self.source_lengths[i], 5, np.int32)
+
+    def target(self, i):
+        return np.full(self.target_lengths[i], 5, np.int32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=80),
+    st.integers(1, 400),
+    st.integers(1, 40),
+    st.integers(1, 33),
+    st.integers(0, 2**63 - 1),
+    st.integers(1, 3),
+)
+def test_whatever_the_corpus_each_usable_pair_comes_once_an_epoch(lengths, budget, max_length, world, seed, epochs):
+    """Shared by any number of processes, more than batches, too; each makes equally many steps."""
+    usable = [row for row, pair in enumerate(lengths) if min(pair) >= 1 and max(pair) <= max_length]
+
+    def stream(rank):
+        return TrainingStream(Lengths(lengths), budget, seed, max_length=max_length, rank=rank, world=world)
+
+    if not usable or max(max(lengths[row]) for row in usable) + 1 > budget:
+        with pytest.raises(UserError):
+            stream(0)
+        return
+    total = sum(stream(0).batches_in_epoch(epoch) for epoch in range(epochs))
+    rounds = -(-total // world)
+    parts = [list(itertools.islice(stream(rank), rounds)) for rank in range(world)]
+    assert {len(part) for part in parts} == {rounds}
+    seen = [batch for step in zip(*parts, strict=True) for batch in step]
+    assert all(max(batch.source.numel(), batch.target.numel()) <= budget for batch in seen)
+    for epoch in range(epochs):
+        assert sorted(row for batch in seen for row in batch.indices if batch.epoch == epoch) == usable
+    # A stream with an end: as many steps for all, whole rounds of what the endless one has.
+    ended = [
+        list(TrainingStream(Lengths(lengths), budget, seed, epochs=epochs, max_length=max_length, rank=r, world=world))
+        for r in range(world)
+    ]
+    assert {len(part) for part in ended} == {total // world}
+    assert all(_same(a, b) for part, whole in zip(ended, parts, strict=True) for a, b in zip(part, whole, strict=False))
