@@ -172,18 +172,18 @@ class TrainingStream:
         epoch, first = self._locate(self.start_batch)
         while self.epochs is None or epoch < self.epochs:
             plan = self._plan(epoch)
-            last = self._last_whole_round(first + len(plan)) if epoch + 1 == self.epochs else None
             for number, rows in enumerate(plan, start=first):
                 place = number - self.start_batch
                 if place >= 0 and place % self.world == self.rank:
-                    if last is not None and number >= last:
+                    round_end = number - self.rank + self.world - 1
+                    if round_end >= first + len(plan) and not self._holds(round_end):
                         return
                     yield collate(self.corpus, rows, epoch, self._sampler(number) if self.sampling else None)
             first += len(plan)
             epoch += 1
 
-    def _last_whole_round(self, total: int) -> int:
-        return total - (total - self.start_batch) % self.world
+    def _holds(self, number: int) -> bool:
+        return self.epochs is None or self._locate(number)[0] < self.epochs
 
     def _locate(self, number: int) -> tuple[int, int]:
         """The epoch of a batch and the number of that epoch's first batch."""

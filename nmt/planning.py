@@ -105,7 +105,7 @@ def _sorted_rows(
     if not sort_window:
         return np.lexsort((-source_lengths, -longest)), max(1, len(longest))
     shuffled = generator.permutation(len(longest))
-    window = max(1, int(sort_window * budget / max(1.0, longest.mean()))) if len(longest) else 1
+    window = max(1, min(len(longest), int(sort_window * budget / max(1.0, longest.mean())))) if len(longest) else 1
     keys = (-source_lengths[shuffled], -longest[shuffled], np.arange(len(shuffled)) // window)
     return shuffled[np.lexsort(keys)], window
 

@@ -80,10 +80,10 @@ class Reference:
 
     def __init__(self, folder: Path) -> None:
         self.corpus = write_corpus(folder / "corpus")
-        self.writes = 0
+        self.writes: collections.Counter[str] = collections.Counter()
 
-        def count(_: str) -> bool:
-            self.writes += 1
+        def count(kind: str) -> bool:
+            self.writes[kind] += 1
             return False
 
         with at_write(count):
@@ -118,20 +118,17 @@ def start_killed(chance: random.Random, reference: Reference, words: list[str], 
         with contextlib.suppress(ProcessLookupError):
             process.send(signal.SIGKILL)
         return "any", process.wait()
-    left = chance.randrange(reference.writes)
-    kinds = log.with_suffix(".kinds")
+    kind = chance.choice(["save", *WRITES])
+    left = chance.randrange(reference.writes[kind])
 
-    def reached(kind: str) -> bool:
+    def reached(name: str) -> bool:
         nonlocal left
-        left -= 1
-        if left < 0:
-            kinds.write_text(kind)
+        left -= name == kind
         return left < 0
 
     with at_write(reached):
         process = Process(words, {}, log)
-    code = process.wait()
-    return f"writing: {kinds.read_text()}" if kinds.exists() else "ended before", code
+    return f"before or amid {kind}", process.wait()
 
 
 def run_trial(seed: int, number: int, reference: Reference, folder: Path) -> list[str]:
@@ -160,7 +157,7 @@ def run_trial(seed: int, number: int, reference: Reference, folder: Path) -> lis
         assert code in (0, -signal.SIGKILL), f"exit code {code}\n{log.read_text()}"
         assert "Traceback" not in log.read_text(), log.read_text()
         if code:
-            killed.append(f"{kind}{'' if begun else ', before the first state'}")
+            killed.append(f"{kind}{'' if run.last.exists() else ', before the first state'}")
         elif killed:
             break
         else:
