@@ -23,8 +23,9 @@ _Module = TypeVar("_Module", bound=nn.Module)
 def quantize(model: _Module) -> _Module:
     """A copy whose linear layers, and bidirectional GRUs and LSTMs over packed sequences, multiply in int8.
 
-    They hold nearly all of a model's arithmetic; embeddings are only looked up, and are those of the model itself. An
-    attribute `bounds` of a module says how large the inputs of its layers (by name) can be.
+    They hold nearly all of a model's arithmetic; layers of one output stay as they are, and embeddings, which are only
+    looked up, are those of the model itself. An attribute `bounds` of a module says how large the inputs of its layers
+    (by name) can be.
 
     oneDNN keeps a kernel for each number of rows that it meets, a third of a MiB each; a program that wants the memory
     back sets ONEDNN_PRIMITIVE_CACHE_CAPACITY before the first product, as `nmt translate --int8` does.
@@ -45,7 +46,9 @@ def _replace(module: nn.Module, inherited: dict[str, float]) -> None:
     bounds: dict[str, float] = {**inherited, **getattr(module, "bounds", {})}
     for name, child in module.named_children():
         if type(child) is nn.Linear:
-            setattr(module, name, _rounded(child.weight, child.bias, bounds.get(name)))
+            # A single output costs nothing, and the additive attention reads the weights of its energy itself.
+            if child.out_features > 1:
+                setattr(module, name, _rounded(child.weight, child.bias, bounds.get(name)))
         elif isinstance(child, (nn.GRU, nn.LSTM)) and child.bidirectional:
             setattr(module, name, Int8Recurrent(child))
         else:
