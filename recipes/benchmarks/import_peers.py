@@ -28,6 +28,9 @@ SCORES = Path(__file__).with_name("peer_scores.py")
 # Log-probabilities are sums of some twenty float32 terms.
 TOLERANCE = 1e-4
 ALIKE = 0.99
+LONGEST = 200
+# Their default: no length penalty. With one, OpenNMT-py's search ends before it has found the best of its hypotheses.
+SEARCH = ["--normalization", "none", "--max_ratio", "0", "--max_extra", str(LONGEST)]
 
 
 class Peer(NamedTuple):
@@ -82,6 +85,7 @@ def joeynmt(task: Task, python: Path, name: str, subwords: dict[str, Any], model
     folder = task.folder
     config = joeynmt_config(task)
     config["model_dir"] = str(folder / name)
+    config["testing"] |= {"beam_alpha": -1, "max_output_length": LONGEST}
     config["data"] |= {split: str(folder / split) for split in ("train", "dev", "test")}
     for side in ("src", "trg"):
         config["data"][side] |= {"level": "bpe", **subwords}
@@ -99,7 +103,7 @@ def joeynmt(task: Task, python: Path, name: str, subwords: dict[str, Any], model
         folder / name,
         [str(python), str(SCORES), "joeynmt", str(score)],
         lambda output: [str(python), "-m", "joeynmt", "test", str(translate), "-o", str(output)],
-        ["--normalization", "gnmt", "--alpha", "1", "--max_ratio", "0", "--max_extra", "60"],
+        [*SEARCH, "--min_extra", "2"],  # it ends no hypothesis at once,
     )
 
 
@@ -118,7 +122,7 @@ def opennmt(task: Task, python: Path, name: str, subwords: dict[str, Any], model
     common = ["-model", str(checkpoint), "-src", str(folder / "test.source"), "-batch_size", "1", "-transforms",
               *subwords["transforms"], "-src_subword_model", subwords["src_subword_model"],
               "-tgt_subword_model", subwords["tgt_subword_model"]]  # fmt: skip
-    search = ["-beam_size", str(task.beam_size), "-max_length", "60", "-length_penalty", "avg"]
+    search = ["-beam_size", str(task.beam_size), "-max_length", str(LONGEST)]
     command = str(python.with_name("onmt_translate"))
     return Peer(
         "opennmt",
@@ -126,7 +130,7 @@ def opennmt(task: Task, python: Path, name: str, subwords: dict[str, Any], model
         checkpoint,
         [str(python), str(SCORES), "opennmt", *common, "-tgt", str(folder / "test.target"), "-output", "/dev/null"],
         lambda output: [command, *common, *search, "-output", str(output)],
-        ["--normalization", "length", "--alpha", "1", "--max_ratio", "0", "--max_extra", "60"],
+        SEARCH,
     )
 
 
