@@ -110,7 +110,7 @@ def _bpe(cut: Cut, tokens: list[str]) -> Any:
     try:
         from subword_nmt.apply_bpe import BPE
     except ImportError as error:
-        raise UserError(f"The vocabulary needs subword-nmt ({error}); install the extra (pip install -e .[bpe]).") from None
+        raise UserError(f"BPE codes need subword-nmt ({error}); install the extra (pip install -e .[bpe]).") from None
     try:
         return BPE(io.StringIO(cut.codes), separator=cut.separator, vocab=set(tokens[4:]) if cut.restricted else None)
     except (SystemExit, ValueError, IndexError):

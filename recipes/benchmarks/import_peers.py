@@ -103,7 +103,7 @@ def joeynmt(task: Task, python: Path, name: str, subwords: dict[str, Any], model
         folder / name,
         [str(python), str(SCORES), "joeynmt", str(score)],
         lambda output: [str(python), "-m", "joeynmt", "test", str(translate), "-o", str(output)],
-        [*SEARCH, "--min_extra", "2"],  # it ends no hypothesis at once,
+        [*SEARCH, "--min_extra", "2"],  # it ends no hypothesis at once
     )
 
 
