@@ -29,7 +29,7 @@ SCORES = Path(__file__).with_name("peer_scores.py")
 TOLERANCE = 1e-4
 ALIKE = 0.99
 LONGEST = 200
-# Their default: no length penalty. With one, OpenNMT-py's search ends before it has found the best of its hypotheses.
+# Without a length penalty: with one, OpenNMT-py's search ends before it has found the best of its hypotheses.
 SEARCH = ["--normalization", "none", "--max_ratio", "0", "--max_extra", str(LONGEST)]
 
 
@@ -122,7 +122,7 @@ def opennmt(task: Task, python: Path, name: str, subwords: dict[str, Any], model
     common = ["-model", str(checkpoint), "-src", str(folder / "test.source"), "-batch_size", "1", "-transforms",
               *subwords["transforms"], "-src_subword_model", subwords["src_subword_model"],
               "-tgt_subword_model", subwords["tgt_subword_model"]]  # fmt: skip
-    search = ["-beam_size", str(task.beam_size), "-max_length", str(LONGEST)]
+    search = ["-beam_size", str(task.beam_size), "-max_length", str(LONGEST), "-length_penalty", "none"]
     command = str(python.with_name("onmt_translate"))
     return Peer(
         "opennmt",
