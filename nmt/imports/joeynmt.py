@@ -62,11 +62,12 @@ def _settings(path: Path) -> dict[str, Any]:
 
     try:
         found = yaml.safe_load(read_bytes(path, "The configuration"))
-        if all(isinstance(found[part], dict) for part in ("data", "model")):
+        parts = [found["data"]["src"], found["data"]["trg"], found["model"]["encoder"], found["model"]["decoder"]]
+        if all(isinstance(part, dict) for part in parts):
             return found
     except (yaml.YAMLError, KeyError, TypeError):
         pass
-    raise UserError(f"{path} is no configuration of joeynmt; the model's folder must hold the one of its training.")
+    raise UserError(f"{path} is no configuration of joeynmt 2; the model's folder must hold the one of its training.")
 
 
 def _config(settings: dict[str, Any], path: Path) -> tuple["RNNsearchConfig", list[float]]:
@@ -75,7 +76,7 @@ def _config(settings: dict[str, Any], path: Path) -> tuple["RNNsearchConfig", li
     from nmt.models import RNNsearchConfig
 
     model = settings["model"]
-    encoder, decoder = model.get("encoder") or {}, model.get("decoder") or {}
+    encoder, decoder = model["encoder"], model["decoder"]
     for name, part, default in (("encoder", encoder, "recurrent"), ("decoder", decoder, "transformer")):
         kind = part.get("type", default)
         refuse_unless(kind == "recurrent", path, f"its {name} is a {kind}, not recurrent")
@@ -145,14 +146,14 @@ def _side(data: dict[str, Any], side: str, path: Path) -> tuple[list[str], list[
     from nmt.lines import read_lines
 
     special = data.get("special_symbols") or {}
-    told = data.get(side) or {}
     tags = special.get("lang_tags") or special.get("sep_token")
     refuse_unless(not tags, path, "it has language tags or prompts, which have no counterpart here")
     file = path.parent / f"{side}_vocab.txt"
+    refuse_unless(file.exists(), path, f"{file.name} is not beside it; copy it from joeynmt's model_dir")
     tokens = read_lines(file)
     defaults = (("pad_token", "<pad>"), ("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>"))
     order = sort_tokens(tokens, [special.get(key, default) for key, default in defaults], file)
-    return tokens, order, _cut(told, [tokens[number] for number in order[4:]], path)
+    return tokens, order, _cut(data[side], [tokens[number] for number in order[4:]], path)
 
 
 def _cut(told: dict[str, Any], tokens: list[str], path: Path) -> "Cut":

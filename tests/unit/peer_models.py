@@ -16,7 +16,8 @@ CODES = "#version: 0.2\ne f</w>\n"
 
 @dataclass
 class Shape:
-    """Of a model; `hidden` is the decoder's, `encoder` that of each direction."""
+    """Of a model; `hidden` is the decoder's, `encoder` that of each direction; `tied`: one
+    matrix for both embeddings and the output layer."""
 
     cell: str = "gru"
     layers: int = 1
@@ -27,6 +28,7 @@ class Shape:
     encoder: int = 6
     directions: int = 2
     embedding: int = 5
+    tied: bool = False
 
 
 @dataclass
@@ -144,6 +146,8 @@ def _random(shape: Shape, rows: int, seed: int) -> dict[str, Tensor]:
     values = shape.directions * shape.encoder
     w = {"source": draw(rows, shape.embedding) * 3, "target": draw(rows, shape.embedding) * 3}
     w |= {"output": draw(rows, shape.hidden) * 4}
+    if shape.tied:
+        w["source"] = w["target"] = w["output"]
 
     def cell(name: str, inputs: int, size: int) -> None:
         w[f"{name}.weight_ih"], w[f"{name}.weight_hh"] = draw(gates * size, inputs), draw(gates * size, size)
@@ -217,6 +221,8 @@ def write_joeynmt(folder: Path, shape: Shape, seed: int = 0, scale: bool = False
         "name": "seeded",
         "data": {"src": {"lang": "aa", **side}, "trg": {"lang": "bb", **side}},
         "model": {
+            "tied_embeddings": shape.tied,
+            "tied_softmax": shape.tied,
             "encoder": {**part, "hidden_size": shape.encoder},
             "decoder": {**part, **decoder, "hidden_size": shape.hidden},
         },
@@ -260,6 +266,7 @@ def write_opennmt(path: Path, shape: Shape, seed: int = 0, **options: object) ->
         "encoder_type": "brnn" if shape.directions == 2 else "rnn", "input_feed": int(shape.feeding),
         "global_attention": {"additive": "mlp"}.get(shape.attention, shape.attention), "dropout": [0.1],
         "global_attention_function": "softmax", "bridge": shape.bridge == "relu", "copy_attn": False,
+        "share_vocab": shape.tied, "share_embeddings": shape.tied, "share_decoder_embeddings": shape.tied,
         "transforms": ["bpe"], "src_subword_model": str(codes), "tgt_subword_model": str(codes), **options,
     }  # fmt: skip
     checkpoint = {

@@ -25,12 +25,14 @@ JOEYNMT = [
     Shape(cell="lstm", layers=2, attention="general", feeding=True, bridge="last"),
     Shape(layers=2, attention="general", encoder=3, bridge="last", feeding=True),
     Shape(cell="lstm", bridge="zero", encoder=4),
+    Shape(layers=2, embedding=6, tied=True),
 ]
 OPENNMT = [
     Shape(encoder=3, bridge="layers"),
     Shape(cell="lstm", layers=2, attention="general", feeding=True, encoder=3, bridge="layers"),
     Shape(layers=2, attention="dot", directions=1, bridge="relu"),
     Shape(cell="lstm", layers=2, encoder=3, feeding=True, bridge="relu"),
+    Shape(attention="general", encoder=3, bridge="layers", embedding=6, tied=True),
 ]
 
 
@@ -54,6 +56,7 @@ def test_joeynmt(shape, tmp_path):
     assert scores(checkpoint) == pytest.approx(expected, abs=2e-5)
     assert checkpoint.info["languages"] == {"source": "aa", "target": "bb"}
     assert checkpoint.source_vocabulary is checkpoint.target_vocabulary
+    check_ties(checkpoint.model, shape.tied)
 
 
 @pytest.mark.parametrize("shape", OPENNMT, ids=str)
@@ -63,9 +66,16 @@ def test_opennmt(shape, tmp_path):
     checkpoint = load_checkpoint(tmp_path / "model.safetensors")
     expected = [peer.score(cut(source, CUT), cut(target, CUT)) for source, target in LINES]
     assert scores(checkpoint) == pytest.approx(expected, abs=2e-5)
+    check_ties(checkpoint.model, shape.tied)
     # What was tested differs from sentence to sentence, and the source matters.
     assert len({round(value, 3) for value in scores(checkpoint)}) == len(LINES)
     assert scores(checkpoint, quantize(checkpoint.model)) == pytest.approx(expected, abs=0.5)
+
+
+def check_ties(model, tied):
+    """One matrix, which training moves as one."""
+    layers = model.source_embedding, model.target_embedding, model.output
+    assert len({id(layer.weight) for layer in layers}) == (1 if tied else 3)
 
 
 def main_quietly(words):
@@ -148,6 +158,30 @@ def test_what_joeynmt_has_and_we_have_not(part, changed, reason, tmp_path):
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(UserError, match=reason):
         joeynmt.load(str(tmp_path / "run"), joeynmt.Options())
+
+
+def test_a_folder_of_joeynmt_in_which_something_is_missing(tmp_path):
+    folder = tmp_path / "run"
+    write_joeynmt(folder, JOEYNMT[0])
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "trg_vocab.txt").rename(tmp_path / "kept")
+    with pytest.raises(UserError, match=r"trg_vocab\.txt is not beside it; copy it"):
+        joeynmt.load(str(folder), joeynmt.Options())
+    (tmp_path / "kept").rename(folder / "trg_vocab.txt")
+    (folder / "codes").unlink()
+    with pytest.raises(UserError, match="subword model elsewhere/codes cannot be read"):
+        joeynmt.load(str(folder), joeynmt.Options())
+    # joeynmt 1 names a language where 2 has settings.
+    content["data"]["src"] = "de"
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="no configuration of joeynmt 2"):
+        joeynmt.load(str(folder), joeynmt.Options())
+    (folder / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
+        joeynmt.load(str(folder), joeynmt.Options())
+    (folder / "best.ckpt").unlink()
+    with pytest.raises(UserError, match=r"neither best\.ckpt nor latest\.ckpt"):
+        joeynmt.load(str(folder), joeynmt.Options())
 
 
 @pytest.mark.parametrize(
