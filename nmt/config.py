@@ -124,6 +124,8 @@ class TrainerConfig:
     """Threads of torch on the CPU, in each process; 0: its own choice, shared out among the processes of this host."""
     log_every: int = 50
     """Updates from one line of the log to the next."""
+    profile: int = 0
+    """Batches that torch's profiler looks at, from the third on; table and trace are in the run's folder. 0: none."""
     keep: int = 0
     """How many of the last validated models the run's folder keeps, as model.UPDATE.safetensors, for nmt average; the
     validation at the end counts only if validate_every divides it. 0: the best one alone."""
@@ -132,7 +134,7 @@ class TrainerConfig:
         _check_least(
             "trainer", self, 1, "max_steps", "validate_every", "accumulate", "bad_steps", "devices", "log_every"
         )
-        _check_least("trainer", self, 0, "patience", "clip", "threads", "keep")
+        _check_least("trainer", self, 0, "patience", "clip", "threads", "keep", "profile")
         # What starts more ends without a word from us.
         _check_most("trainer", self, 1024, "threads", "devices")
         _check_choice("trainer", self, precision=("32", "bf16", "16"), device=("auto", "cpu", "gpu"))

@@ -19,7 +19,15 @@ MAY_CHANGE = {
     *("run", "data.cache", "data.corpus", "data.corpus_dir"),
     *("data.train_source", "data.train_target", "data.dev_source", "data.dev_target"),
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_minutes", "trainer.patience"),
-    *("trainer.bad_steps", "trainer.log_every", "trainer.device", "trainer.devices", "trainer.threads", "trainer.keep"),
+    *(
+        "trainer.bad_steps",
+        "trainer.profile",
+        "trainer.log_every",
+        "trainer.device",
+        "trainer.devices",
+        "trainer.threads",
+        "trainer.keep",
+    ),
     # As long as the processes times this stay the same; training sees to it.
     "trainer.accumulate",
 }

@@ -26,6 +26,7 @@ from nmt.manifest import describe_software, now, read_manifest, update_manifest
 from nmt.models import RNNsearchConfig, make_recurrent
 from nmt.module import TranslationModule
 from nmt.preemption import Preemption
+from nmt.profiling import Profiling
 from nmt.run import RunFolder, Saver
 from nmt.shortage import shortage_told
 from nmt.state import AtomicCheckpointIO
@@ -71,6 +72,8 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
     saver, stopper = Saver(folder, config.trainer.keep), Stopper(config.trainer, updates, world)
     callbacks: list[pl.Callback] = [Journal(folder.metrics, config.trainer.log_every), stopper, saver]
     callbacks.append(Preemption(folder.last, config.trainer.accumulate, world))
+    if config.trainer.profile and world.is_first:
+        callbacks.append(Profiling(folder.path / "profile", config.trainer.profile))
     if config.objective == "soft_beam":
         callbacks.append(BeamPicture(folder.beam_picture))
     trainer = make_trainer(config, folder, callbacks, updates, WorldStrategy(device, world))

@@ -127,6 +127,7 @@ IMPOSSIBLE = {
         "threads": [-1, 1025],
         "log_every": [0],
         "keep": [-1],
+        "profile": [-1],
     },
     ("search", SearchConfig): {
         "beam_size": [0],

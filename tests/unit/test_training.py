@@ -651,3 +651,16 @@ def test_ctrl_c_ends_quietly_and_the_run_can_go_on(small_corpus, tmp_path):
     assert done.returncode == 130, done.stderr
     assert done.stderr.endswith("nmt: interrupted\n") and "Traceback" not in done.stderr
     assert updates_of(tmp_path / "run") == 2
+
+
+def test_a_profile_on_request(small_corpus, tmp_path):
+    options = {"trainer.max_steps": 8, "trainer.validate_every": 8}
+    train_quietly(make_config(tmp_path / "with", small_corpus, {**options, "trainer.profile": 2}))
+    folder = tmp_path / "with" / "profile"
+    assert "aten::mm" in (folder / "table.txt").read_text()
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert sum("Optimizer.step" in event.get("name", "") and event.get("ph") == "X" for event in events) == 2
+    train_quietly(make_config(tmp_path / "without", small_corpus, options))
+    assert not (tmp_path / "without" / "profile").exists()
+    weights = [read_state(tmp_path / name / "last.ckpt")["state_dict"] for name in ("with", "without")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
