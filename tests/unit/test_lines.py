@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmt.errors import UserError
@@ -33,6 +33,7 @@ def test_the_ends_of_files(raw, lines):
     assert list(iterate_lines(io.BytesIO(raw))) == lines
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]))))
 def test_what_is_written_is_read(tmp_path_factory, lines):
     lines = [line for line in lines if not line.endswith("\r") and not line.startswith("\ufeff")]
