@@ -1,5 +1,6 @@
 """Recurrent models of joeynmt and OpenNMT-py: what an independent forward pass computes, and what is refused."""
 
+import dataclasses
 import os
 
 import pytest
@@ -10,11 +11,12 @@ from nmt.checkpoint import load_checkpoint, save_checkpoint
 from nmt.cli import main
 from nmt.errors import UserError
 from nmt.imports import joeynmt, opennmt
-from nmt.models import quantize
+from nmt.models import RNNsearchConfig, quantize
 from nmt.scoring import score_ids
 from nmt.search import SearchConfig
 from nmt.translator import Translator
 from tests.unit.peer_models import Shape, write_joeynmt, write_opennmt
+from tests.unit.runs import make_config, train_quietly
 
 LINES = [("a bc d", "g a"), ("c", "ef ef d a c"), ("bc a zz ef g", "bc"), ("e", "b zz f")]
 CUT = {"bc": ["b@@", "c"], "zz": ["z@@", "z"]}
@@ -95,6 +97,26 @@ def test_an_imported_model_translates_and_spells(tmp_path):
         vocabulary.sample(["a"], 1, 0.1)
     found = Translator(checkpoint).search(["a bc d", "c"], beam_size=4, n_best=2)
     assert all(len(one) == 2 and one[0].score >= one[1].score for one in found)
+
+
+def test_an_imported_model_is_trained_through_the_soft_beam(tmp_path):
+    write_joeynmt(tmp_path / "run", JOEYNMT[1])
+    start = tmp_path / "model.safetensors"
+    save_checkpoint(start, joeynmt.load(str(tmp_path / "run"), joeynmt.Options()))
+    for split in ("train", "dev"):
+        for side, lines in zip(("source", "target"), (["a bc d", "c g"], ["g a", "d bc"]), strict=True):
+            (tmp_path / f"{split}.{side}").write_text("\n".join(lines * 4) + "\n")
+    config = make_config(tmp_path / "mine", tmp_path, {"objective": "soft_beam", "trainer.max_steps": 2})
+    trained = train_quietly(dataclasses.replace(config, model=RNNsearchConfig()), start=start)
+    before = load_checkpoint(start)
+    assert trained.model.config == dataclasses.replace(before.model.config, dropout=RNNsearchConfig().dropout)
+    assert trained.source_vocabulary.model == before.source_vocabulary.model
+    changed = [
+        name
+        for name, one in trained.model.state_dict().items()
+        if not torch.equal(one, before.model.state_dict()[name])
+    ]
+    assert set(changed) == set(before.model.state_dict())
 
 
 def test_words_and_lower_case(tmp_path):
