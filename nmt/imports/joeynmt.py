@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nmt.models import RNNsearchConfig
     from nmt.tokens import Cut
 
+_SIDES = (("source", "src"), ("target", "trg"))
 _BRIDGES = {"bridge": "tanh", "last": "last", "zero": "zero", "zeros": "zero"}
 _ATTENTIONS = {"bahdanau": "additive", "luong": "general"}
 
@@ -28,19 +29,20 @@ def load(source: str, options: Options) -> "Checkpoint":
     Raises:
         UserError: what is missing, could run code, or has no counterpart here.
     """
-    from nmt.imports.recurrent import Weights, assemble, read_checkpoint
+    from nmt.imports.recurrent import Weights, assemble, read_checkpoint, settings_of
 
     path = _checkpoint(Path(source))
     settings = _settings(path.parent / "config.yaml")
-    config, scales = _config(settings, path)
+    with settings_of(path):
+        config, scales = _config(settings, path)
+        sides = [_side(settings["data"], side, path) for side in ("src", "trg")]
+        languages = {name: str(settings["data"][side].get("lang", "")) for name, side in _SIDES}
     found = read_checkpoint(path).get("model_state")
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no model_state; give a checkpoint of joeynmt.")
     weights = Weights(found, path)
     state = _state(weights, config, scales)
     weights.check_taken()
-    sides = [_side(settings["data"], side, path) for side in ("src", "trg")]
-    languages = {name: settings["data"][side].get("lang", "") for name, side in (("source", "src"), ("target", "trg"))}
     return assemble(config, state, sides, {"languages": languages, "imported": "joeynmt"}, path)
 
 

@@ -49,7 +49,7 @@ def load(source: str, options: Options) -> "Checkpoint":
     Raises:
         UserError: what is missing, could run code, or has no counterpart here.
     """
-    from nmt.imports.recurrent import Weights, assemble, read_checkpoint
+    from nmt.imports.recurrent import Weights, assemble, read_checkpoint, settings_of
 
     path = Path(source)
     found = read_checkpoint(path, [argparse.Namespace])
@@ -59,14 +59,15 @@ def load(source: str, options: Options) -> "Checkpoint":
         vocabularies = [[str(token) for token in found["vocab"][side]] for side in ("src", "tgt")]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no checkpoint of OpenNMT-py 3 ({error}); give its MODEL_step_N.pt.") from None
-    config = _config(settings, weights, "src_feats" in found["vocab"])
+    files = (options.source_subwords, options.target_subwords)
+    with settings_of(path):
+        config = _config(settings, weights, "src_feats" in found["vocab"])
+        sides = [
+            _side(tokens, settings, side, file, path)
+            for tokens, side, file in zip(vocabularies, ("src", "tgt"), files, strict=True)
+        ]
     state = _state(weights, config)
     weights.check_taken()
-    files = (options.source_subwords, options.target_subwords)
-    sides = [
-        _side(tokens, settings, side, file, path)
-        for tokens, side, file in zip(vocabularies, ("src", "tgt"), files, strict=True)
-    ]
     return assemble(config, state, sides, {"imported": "OpenNMT-py"}, path)
 
 

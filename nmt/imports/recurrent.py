@@ -1,7 +1,8 @@
 """What the importers of recurrent models share: safe reading, weights by name, and a model of these."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ def read_bytes(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror or error}.") from None
+
+
+@contextmanager
+def settings_of(path: Path) -> Iterator[None]:
+    """Where settings are read that others wrote: one that has no sense is a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} has settings that make no sense ({type(error).__name__}: {error}).") from None
 
 
 class Weights:

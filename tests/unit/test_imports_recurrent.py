@@ -168,6 +168,7 @@ REFUSED = [
     ("decoder", {"init_hidden": "mean"}, "its init_hidden is 'mean'"),
     ("decoder", {"rnn_type": "lstm"}, "its cells are gru and lstm"),
     ("decoder", {"hidden_size": 7}, "does not fit"),
+    ("encoder", {"hidden_size": "many"}, "settings that make no sense"),
     ("decoder", {"input_feeding": True}, "does not fit"),
 ]
 
