@@ -1,7 +1,7 @@
 """What the benchmarks beside joeynmt and OpenNMT-py share: the same pieces, the same model, each by its own command.
 
 The peers live in an environment of their own: python -m venv PEERS && PEERS/bin/pip install 'torch>=2.6,<2.14' joeynmt
-importlib_metadata OpenNMT-py.
+importlib_metadata OpenNMT-py 'sentencepiece<0.2.1' (joeynmt calls what later ones lack).
 """
 
 import os
