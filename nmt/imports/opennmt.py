@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from nmt.tokens import Cut
 
 _SPECIAL = ("<blank>", "<unk>", "<s>", "</s>")
-_ATTENTIONS = {"mlp": "additive", "general": "general", "dot": "dot"}
+# Its default is in front, here and below.
+_ATTENTIONS = {"general": "general", "mlp": "additive", "dot": "dot"}
 _EMBEDDINGS = "{}.embeddings.make_embedding.emb_luts.0.weight"
 # What a model may not have: the option, and the values without it.
 _WITHOUT = {
@@ -26,6 +27,7 @@ _WITHOUT = {
     "rnn_type": ("GRU", "LSTM"),
     "global_attention": tuple(_ATTENTIONS),
     "global_attention_function": ("softmax",),
+    "generator_function": ("softmax",),
     "coverage_attn": (False,),
     "copy_attn": (False,),
     "context_gate": (None,),
@@ -82,7 +84,7 @@ def _config(settings: dict[str, Any], weights: "Weights", features: bool) -> "RN
         known = " or ".join(map(str, allowed))
         refuse_unless(value in allowed, path, f"its {name} is {value}; only {known} has a counterpart here")
     refuse_unless(not features, path, "it has source features, which have no counterpart here")
-    attention = _ATTENTIONS[settings["global_attention"]]
+    attention = _ATTENTIONS[settings.get("global_attention", "general")]
     recurrent = weights["encoder.rnn.weight_hh_l0"]
     feeding = bool(settings.get("input_feed", 1))
     embeddings = [weights[_EMBEDDINGS.format(side)] for side in ("encoder", "decoder")]

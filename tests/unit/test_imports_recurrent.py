@@ -213,6 +213,7 @@ def test_a_folder_of_joeynmt_in_which_something_is_missing(tmp_path):
         ({"encoder_type": "transformer"}, "its encoder_type is transformer; only rnn or brnn"),
         ({"global_attention": "none"}, "its global_attention is none"),
         ({"global_attention_function": "sparsemax"}, "sparsemax"),
+        ({"generator_function": "sparsemax"}, "its generator_function is sparsemax"),
         ({"copy_attn": True}, "its copy_attn is True"),
         ({"transforms": ["onmt_tokenize"]}, "its transforms onmt_tokenize"),
         ({"src_vocab_threshold": 5}, "src_vocab_threshold is 5"),
