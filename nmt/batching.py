@@ -96,17 +96,19 @@ def collate(corpus: EncodedCorpus, rows: Sequence[int] | Rows, epoch: int, sampl
     return Batch(*pad(sources), *pad(targets), indices, epoch)
 
 
-def pad(sentences: Sequence[Sequence[int] | NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+def pad(
+    sentences: Sequence[Sequence[int] | NDArray[np.int32]], padding: int = PAD, eos: int = EOS
+) -> tuple[Tensor, Tensor]:
     """Appends EOS to each sentence and pads.
 
     Returns:
         ids (batch, length) int64 and lengths (batch,) int64, EOS counted.
     """
     lengths = np.array([len(sentence) + 1 for sentence in sentences], dtype=np.int64)
-    ids = np.full((len(sentences), int(lengths.max(initial=0))), PAD, dtype=np.int64)
+    ids = np.full((len(sentences), int(lengths.max(initial=0))), padding, dtype=np.int64)
     for row, sentence in enumerate(sentences):
         ids[row, : len(sentence)] = sentence
-        ids[row, len(sentence)] = EOS
+        ids[row, len(sentence)] = eos
     return torch.from_numpy(ids), torch.from_numpy(lengths)
 
 

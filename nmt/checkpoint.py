@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from nmt.errors import UserError
 from nmt.lines import atomic_path
-from nmt.models import Luong, RNNsearch, RNNsearchConfig, Seq2Seq
+from nmt.models import Luong, Pretrained, PretrainedConfig, RNNsearch, RNNsearchConfig, Seq2Seq
 from nmt.vocabulary import Vocabulary, open_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ _VOCABULARY = "vocabulary."
 ARCHITECTURES: dict[str, tuple[type[Seq2Seq], type]] = {
     "rnnsearch": (RNNsearch, RNNsearchConfig),
     "luong": (Luong, RNNsearchConfig),
+    "transformers": (Pretrained, PretrainedConfig),
 }
 
 

@@ -10,7 +10,6 @@ from nmt.errors import UserError
 from nmt.models import Narrowed, Seq2Seq
 from nmt.search import Constraints, Demand, Hypothesis, SearchConfig, beam_search
 from nmt.shortlist import Shortlist
-from nmt.vocabulary import EOS, PAD
 
 # What a batch takes in memory grows with the hypotheses, too; a beam wider than this has smaller batches.
 _SLOTS = 16
@@ -52,12 +51,12 @@ def search_ids(
     budget = batch_tokens * _SLOTS // max(config.slots, _SLOTS)
     for rows in evaluation_batches(lengths, max(budget, max(lengths))):
         longest = max(lengths[row] for row in rows)
-        block = torch.full((len(rows), longest), PAD)
+        block = torch.full((len(rows), longest), model.padding)
         for place, row in enumerate(rows):
-            block[place, : lengths[row]] = torch.tensor([*sources[row], EOS])
+            block[place, : lengths[row]] = torch.tensor([*sources[row], model.eos])
         constraints = None
         if demands is not None and any(demands[row] != Demand() for row in rows):
-            never = (model.padding, model.bos)
+            never = {model.padding, model.bos} - {model.eos}
             constraints = Constraints([demands[row] for row in rows], pieces, eos=model.eos, never=never)
         searched, candidates = model, None
         if shortlist is not None and constraints is None:

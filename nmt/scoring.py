@@ -11,7 +11,6 @@ from nmt.errors import UserError
 from nmt.models import Seq2Seq
 from nmt.search import Hypothesis, SearchConfig, forced_search
 from nmt.translation import Translation
-from nmt.vocabulary import BOS, EOS, PAD
 
 if TYPE_CHECKING:
     from nmt.translator import LengthLimit, Translator
@@ -47,8 +46,8 @@ def score_ids(
     longer = [max(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
     results: dict[int, Hypothesis] = {}
     for rows in evaluation_batches(longer, batch_tokens) if longer else []:
-        source, lengths = pad([sources[row] for row in rows])
-        target, target_lengths = pad([targets[row] for row in rows])
+        source, lengths = pad([sources[row] for row in rows], model.padding, model.eos)
+        target, target_lengths = pad([targets[row] for row in rows], model.padding, model.eos)
         found = forced_search(
             model, source.to(device), lengths, target.to(device), target_lengths, config, attention=attention
         )
@@ -127,10 +126,11 @@ def score_lines(
 
 def _ids(translator: "Translator", pieces: Sequence[str], line: int) -> list[int]:
     whole = pieces[:-1] if pieces and pieces[-1] == "</s>" else pieces
+    special = translator.target_vocabulary.special
     try:
         ids = translator.target_vocabulary.ids(whole)
         for piece, i in zip(whole, ids, strict=True):
-            if i in (PAD, BOS, EOS):
+            if i in (special.padding, special.bos, special.eos):
                 raise ValueError(f"'{piece}' stands inside a translation")
     except ValueError as error:
         raise UserError(f"line {line}: {error}; give pieces that this model's search wrote, or text alone.") from None

@@ -16,7 +16,6 @@ from nmt.search import Hypothesis, SearchConfig
 from nmt.shortlist import Shortlist
 from nmt.translation import NOTHING, Translation
 from nmt.translation import replace_unknown as spell_unknown
-from nmt.vocabulary import BOS, EOS, PAD, UNK
 from nmt.wishes import Wish, demand_of, warn_unmet
 
 logger = logging.getLogger(__name__)
@@ -58,9 +57,9 @@ class Translator:
         self.shortlist = shortlist
         self.source_vocabulary = checkpoint.source_vocabulary
         self.target_vocabulary = checkpoint.target_vocabulary
-        special = (PAD, UNK, BOS, EOS)
+        special = self.target_vocabulary.special
         names = self.target_vocabulary.pieces(range(len(self.target_vocabulary)))
-        self._unknown = names[UNK]
+        self._unknown = names[special.unknown] if special.unknown < len(names) else None
         self._pieces = ["" if number in special else name for number, name in enumerate(names)]
 
     def translate(self, lines: Sequence[str], **options: Any) -> list[str]:

@@ -5,6 +5,7 @@ from nmt.models.fused import FusedRNNsearch
 from nmt.models.int8 import quantize
 from nmt.models.luong import Luong
 from nmt.models.narrowed import Narrowed
+from nmt.models.pretrained import Pretrained, PretrainedConfig
 from nmt.models.recurrent import Recurrent, RNNsearchConfig
 from nmt.models.remainder import Remainder
 from nmt.models.rnnsearch import RNNsearch
@@ -16,6 +17,8 @@ __all__ = [
     "FusedRNNsearch",
     "Luong",
     "Narrowed",
+    "Pretrained",
+    "PretrainedConfig",
     "RNNsearch",
     "RNNsearchConfig",
     "Recurrent",

@@ -1,0 +1,118 @@
+"""Tokenizers of transformers as vocabularies: their files, kept in one piece."""
+
+import base64
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nmt.errors import UserError
+from nmt.vocabulary import Special, Vocabulary
+
+_KIND = b"tokenizer\n"
+_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
+
+
+class TokenizerVocabulary(Vocabulary):
+    """A tokenizer, of the source or of the target side."""
+
+    def __init__(self, model: bytes) -> None:
+        """Opens what `pack` has packed.
+
+        Raises:
+            UserError: the bytes are damaged, or transformers is not installed or cannot open them.
+        """
+        try:
+            content = json.loads(model)
+            files = {name: base64.b64decode(text) for name, text in content["files"].items()}
+            self.special, self._size = Special(*content["special"]), int(content["size"])
+            self._side = str(content["side"])
+            if not all(_NAME.fullmatch(name) for name in files):
+                raise ValueError("a file name with a path")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"The tokenizer ({len(model):,} bytes) is damaged ({error}); import the model again.") from None
+        self._bytes = bytes(model)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in files.items():
+                (Path(folder) / name).write_bytes(text)
+            self.tokenizer = open_tokenizer(folder)
+
+    @property
+    def model(self) -> bytes:
+        return _KIND + self._bytes
+
+    def __len__(self) -> int:
+        return self._size
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        if not lines:
+            return []
+        name = "text_target" if self._side == "target" else "text"
+        # A line of any length is no cause for a warning: LengthLimit tells what happens to it.
+        found = self.tokenizer(**{name: list(lines)}, add_special_tokens=False, verbose=False)["input_ids"]
+        kept = {self.special.padding, self.special.bos, self.special.eos}
+        # "</s>" in a text is a word, not an end.
+        return [[i if i not in kept else self.special.unknown for i in ids] for ids in found]
+
+    def sample(self, lines: Sequence[str], seed: int, strength: float = 0.1) -> list[list[int]]:
+        if strength == 0:
+            return self.encode(lines)
+        raise UserError("a tokenizer of transformers has no random pieces; set data.vocabulary.sampling to 0")
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        known = len(self.tokenizer)
+        return [
+            str(self.tokenizer.convert_ids_to_tokens(i)) if i < known else f"<unused {i}>"
+            for i in map(self._checked, ids)
+        ]
+
+    def ids(self, pieces: Sequence[str]) -> list[int]:
+        found = self.tokenizer.convert_tokens_to_ids(list(pieces))
+        for piece, i in zip(pieces, found, strict=True):
+            if i is None or self.pieces([i]) != [piece]:
+                raise ValueError(f"the vocabulary has no piece '{piece}'")
+        return found
+
+    def surfaces(self, line: str) -> list[str]:
+        names, ids = self.tokenizer.tokenize(line), self.encode([line])[0]
+        return names if len(names) == len(ids) else self.pieces(ids)
+
+    def _text(self, ids: list[int]) -> str:
+        known = [i for i in ids if i < len(self.tokenizer)]
+        return str(self.tokenizer.decode(known, skip_special_tokens=True)).strip()
+
+
+def open_tokenizer(name: str) -> Any:
+    """A tokenizer of transformers; no code that comes with it is run.
+
+    Raises:
+        UserError: transformers is not installed or cannot open it.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise UserError(f"a tokenizer of transformers needs the extra hf ({error}); pip install -e .[hf]") from None
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        raise UserError(f"the tokenizer of {name} cannot be opened: {' '.join(str(error).split())[:300]}") from None
+
+
+def pack(tokenizer: Any, side: str, size: int, special: Special) -> bytes:
+    """What `TokenizerVocabulary` opens: the tokenizer's own files, in one text.
+
+    Args:
+        tokenizer: of transformers.
+        side: "source" or "target".
+        size: how many ids the model knows, which may be more than the tokenizer has.
+        special: the ids with a meaning.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {
+            path.name: base64.b64encode(path.read_bytes()).decode() for path in sorted(Path(folder).iterdir())
+        }
+    content = {"files": files, "side": side, "size": size, "special": list(special)}
+    return json.dumps(content, sort_keys=True).encode()
