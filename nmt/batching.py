@@ -12,7 +12,7 @@ from torch import Tensor
 from nmt.encoding import EncodedCorpus
 from nmt.errors import UserError
 from nmt.planning import Rows, check_budget, evaluation_batches, plan_batches
-from nmt.vocabulary import EOS, PAD, Vocabulary
+from nmt.vocabulary import EOS, PAD, Special, Vocabulary
 
 __all__ = ["Batch", "TrainingStream", "collate", "evaluation_batches", "pad", "plan_batches"]
 
@@ -77,7 +77,13 @@ class Batch:
         )
 
 
-def collate(corpus: EncodedCorpus, rows: Sequence[int] | Rows, epoch: int, sampler: Sampler | None = None) -> Batch:
+def collate(
+    corpus: EncodedCorpus,
+    rows: Sequence[int] | Rows,
+    epoch: int,
+    sampler: Sampler | None = None,
+    vocabularies: tuple[Vocabulary, Vocabulary] | None = None,
+) -> Batch:
     """Makes a batch of rows of a corpus.
 
     Args:
@@ -85,6 +91,7 @@ def collate(corpus: EncodedCorpus, rows: Sequence[int] | Rows, epoch: int, sampl
         rows: which rows, in the order of the batch.
         epoch: noted in the batch.
         sampler: gives the ids of source and target of the rows instead of the corpus.
+        vocabularies: of source and target, whose EOS and padding are used; PAD and EOS without them.
     """
     indices = [int(row) for row in rows]
     sources: Sequence[Sequence[int] | NDArray[np.int32]]
@@ -93,7 +100,10 @@ def collate(corpus: EncodedCorpus, rows: Sequence[int] | Rows, epoch: int, sampl
         sources, targets = [corpus.source(i) for i in indices], [corpus.target(i) for i in indices]
     else:
         sources, targets = sampler(indices)
-    return Batch(*pad(sources), *pad(targets), indices, epoch)
+    first, second = (v.special for v in vocabularies) if vocabularies else (Special(), Special())
+    return Batch(
+        *pad(sources, first.padding, first.eos), *pad(targets, second.padding, second.eos), indices, epoch
+    )
 
 
 def pad(
@@ -142,7 +152,7 @@ class TrainingStream:
             epochs: None never ends.
             max_length: pairs with more pieces on a side are left out; None keeps all.
             sampling: strength of subword regularisation, 0 is off; see `Vocabulary.sample`.
-            vocabularies: of source and target, needed for sampling.
+            vocabularies: of source and target, needed for sampling and for special ids other than PAD and EOS.
             rank: this process takes the batches b with (b - start_batch) % world == rank.
             world: number of processes; an incomplete last round of a finite stream is left out, so that all
                 have equally many.
@@ -180,7 +190,8 @@ class TrainingStream:
                     round_end = number - self.rank + self.world - 1
                     if round_end >= first + len(plan) and not self._holds(round_end):
                         return
-                    yield collate(self.corpus, rows, epoch, self._sampler(number) if self.sampling else None)
+                    sampler = self._sampler(number) if self.sampling else None
+                    yield collate(self.corpus, rows, epoch, sampler, self._vocabularies)
             first += len(plan)
             epoch += 1
 

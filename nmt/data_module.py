@@ -129,7 +129,10 @@ class TranslationData(pl.LightningDataModule):
         rows = [int(row) for row in lengths.argsort() if lengths[row] > 1]
         budget = max(self.config.batch_tokens, int(lengths.max()), int(self.dev_corpus.target_lengths.max()) + 1)
         planned = evaluation_batches([int(lengths[row]) for row in rows], budget)
-        batches = [collate(self.dev_corpus, [rows[place] for place in batch], epoch=0) for batch in planned]
+        both = self.source_vocabulary, self.target_vocabulary
+        batches = [
+            collate(self.dev_corpus, [rows[place] for place in batch], epoch=0, vocabularies=both) for batch in planned
+        ]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:

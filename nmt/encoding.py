@@ -113,9 +113,9 @@ class EncodedCorpus:
         """The text of target `i` as it was read."""
         return _text(self._target_lines, self._place(i))
 
-    def unknown_shares(self) -> tuple[float, float]:
-        """The share of UNK among the ids of source and target."""
-        return _unknown_share(self._source), _unknown_share(self._target)
+    def unknown_shares(self, unknown: tuple[int, int] = (UNK, UNK)) -> tuple[float, float]:
+        """The share of unknown pieces, whose ids are given, among the ids of source and target."""
+        return _unknown_share(self._source, unknown[0]), _unknown_share(self._target, unknown[1])
 
     def largest_ids(self) -> tuple[int, int]:
         """The largest id of source and target; -1 when there are only empty lines."""
@@ -123,17 +123,17 @@ class EncodedCorpus:
         first, second = (max((int(c.values.max()) for c in side if len(c.values)), default=-1) for side in sides)
         return first, second
 
-    def unknown_counts(self) -> tuple[int, int]:
-        """How many ids of source and target are UNK."""
-        first, second = (sum(int(np.count_nonzero(chunk.values == UNK)) for chunk in side)
-                         for side in (self._source, self._target))  # fmt: skip
+    def unknown_counts(self, unknown: tuple[int, int] = (UNK, UNK)) -> tuple[int, int]:
+        """How many ids of source and target are unknown pieces."""
+        first, second = (sum(int(np.count_nonzero(chunk.values == i)) for chunk in side)
+                         for side, i in zip((self._source, self._target), unknown, strict=True))  # fmt: skip
         return first, second
 
-    def first_unknown(self, side: str) -> int | None:
-        """The first row that holds UNK on a side ("source" or "target")."""
+    def first_unknown(self, side: str, unknown: int = UNK) -> int | None:
+        """The first row that holds an unknown piece on a side ("source" or "target")."""
         chunks = self._source if side == "source" else self._target
         for number, chunk in enumerate(chunks):
-            found = np.flatnonzero(chunk.values == UNK)
+            found = np.flatnonzero(chunk.values == unknown)
             if len(found):
                 return number * _CHUNK + int(np.searchsorted(chunk.offsets, found[0], side="right")) - 1
         return None
@@ -311,8 +311,9 @@ def _chunks(pairs: "Pairs", first: int = 0) -> Iterator[tuple[list[str], list[st
 def _check_unknown(
     corpus: EncodedCorpus, pairs: "Pairs", vocabularies: tuple[Vocabulary, Vocabulary], max_unknown: float
 ) -> None:
-    for side, share, vocabulary in zip(("source", "target"), corpus.unknown_shares(), vocabularies, strict=True):
-        row = corpus.first_unknown(side) if share > max_unknown else None
+    unknown = vocabularies[0].special.unknown, vocabularies[1].special.unknown
+    for side, share, vocabulary in zip(("source", "target"), corpus.unknown_shares(unknown), vocabularies, strict=True):
+        row = corpus.first_unknown(side, vocabulary.special.unknown) if share > max_unknown else None
         if row is not None:
             line = corpus.source_line(row) if side == "source" else corpus.target_line(row)
             example = "".join(vocabulary.unknown_pieces(line))[:1]
@@ -358,6 +359,6 @@ def _text(chunks: list[_Texts], place: tuple[int, int]) -> str:
     return bytes(chunk.data[chunk.offsets[row] : chunk.offsets[row + 1]]).decode("utf-8")
 
 
-def _unknown_share(chunks: list[_Ids]) -> float:
+def _unknown_share(chunks: list[_Ids], unknown: int) -> float:
     total = sum(len(chunk.values) for chunk in chunks)
-    return sum(int(np.count_nonzero(chunk.values == UNK)) for chunk in chunks) / total if total else 0.0
+    return sum(int(np.count_nonzero(chunk.values == unknown)) for chunk in chunks) / total if total else 0.0

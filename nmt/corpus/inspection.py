@@ -12,7 +12,7 @@ from nmt.corpus.fingerprints import Prints, fingerprints, paired, repeated
 from nmt.corpus.oddities import KINDS, oddities
 from nmt.corpus.pairs import Pairs
 from nmt.pool import map_in_order
-from nmt.vocabulary import UNK, Vocabulary
+from nmt.vocabulary import Vocabulary
 
 _CHUNK = 10_000
 # A ratio says nothing of a few words.
@@ -156,7 +156,7 @@ def _encode(part: Inspection, sides: Sequence[Sequence[str]], vocabularies: Sequ
         encoded = vocabulary.encode(side)
         pieces.append(sum(map(len, encoded)))
         for line, ids in enumerate(encoded, start=1):
-            finding.add(line, int(UNK in ids))
+            finding.add(line, int(vocabulary.special.unknown in ids))
     part.pieces = pieces[0], pieces[1]
 
 

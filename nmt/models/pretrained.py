@@ -220,7 +220,8 @@ def _build(settings: dict[str, Any]) -> Any:
         ) from None
     known = dict(settings)
     # Eager attention tells its weights, which alignments and the coverage penalty read.
-    config = AutoConfig.for_model(known.pop("model_type"), **known, attn_implementation="eager")
+    kind = type(AutoConfig.for_model(known.pop("model_type")))
+    config = kind.from_dict(known, attn_implementation="eager")
     return AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
 
 

@@ -45,7 +45,8 @@ class Sampler:
             parents = torch.zeros_like(parents)
             logits = logits.expand(-1, slots, -1)
         allowed = logits.to(torch.float64)
-        allowed[..., [model.padding, model.bos]] = -torch.inf
+        # A start token that is also EOS may end a hypothesis.
+        allowed[..., sorted({model.padding, model.bos} - {model.eos})] = -torch.inf
         others = torch.arange(allowed.shape[2], device=rows.device) != model.eos
         allowed = allowed.masked_fill(scored.only_eos.view(-1, 1, 1) & others, -torch.inf)
         allowed = allowed / self.config.temperature
