@@ -101,9 +101,7 @@ def collate(
     else:
         sources, targets = sampler(indices)
     first, second = (v.special for v in vocabularies) if vocabularies else (Special(), Special())
-    return Batch(
-        *pad(sources, first.padding, first.eos), *pad(targets, second.padding, second.eos), indices, epoch
-    )
+    return Batch(*pad(sources, first.padding, first.eos), *pad(targets, second.padding, second.eos), indices, epoch)
 
 
 def pad(

@@ -34,6 +34,8 @@ ARCHITECTURES: dict[str, tuple[type[Seq2Seq], type]] = {
     "luong": (Luong, RNNsearchConfig),
     "transformers": (Pretrained, PretrainedConfig),
 }
+RECURRENT = ("rnnsearch", "luong")
+"""Those that a run's configuration, section `model`, describes; the others come by --from alone."""
 
 
 @dataclass
@@ -59,7 +61,6 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         UserError: the file cannot be written.
     """
     model = checkpoint.model
-    architecture = next(name for name, (kind, _) in ARCHITECTURES.items() if type(model) is kind)
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[int, str] = {}
@@ -78,8 +79,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         tensors[_VOCABULARY + side] = torch.frombuffer(bytearray(vocabulary.model), dtype=torch.uint8)
     header = {
         "format": FORMAT,
-        "architecture": architecture,
-        "config": dataclasses.asdict(model.config),  # type: ignore[call-overload]
+        **describe_architecture(model),
         "aliases": aliases,
         "info": checkpoint.info,
     }
@@ -87,6 +87,18 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     content = save(tensors, metadata={"nmt": json.dumps(header, sort_keys=True)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def describe_architecture(model: Seq2Seq) -> dict[str, Any]:
+    """The name and the configuration of a model's architecture, plain JSON values, of which `build_model` makes one."""
+    architecture = next(name for name, (kind, _) in ARCHITECTURES.items() if type(model) is kind)
+    return {"architecture": architecture, "config": dataclasses.asdict(model.config)}  # type: ignore[call-overload]
+
+
+def build_model(described: dict[str, Any], source: Vocabulary, target: Vocabulary) -> Seq2Seq:
+    """A model with fresh weights of what `describe_architecture` has described."""
+    kind, config_kind = ARCHITECTURES[described["architecture"]]
+    return kind(config_kind(**described["config"]), len(source), len(target))
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
@@ -128,8 +140,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
         target = open_vocabulary(tensors.pop(_VOCABULARY + "target").numpy().tobytes())
         source_model = tensors.pop(_VOCABULARY + "source", None)
         source = target if source_model is None else open_vocabulary(source_model.numpy().tobytes())
-        kind, config_kind = ARCHITECTURES[architecture]
-        model = kind(config_kind(**header["config"]), len(source), len(target))
+        model = build_model(header, source, target)
         for name, first in header["aliases"].items():
             tensors[name] = tensors[first]
         model.load_state_dict(tensors)

@@ -1,6 +1,7 @@
 """The Lightning module: one objective, one optimiser, and dev BLEU by beam search."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nmt.batching import Batch
-from nmt.checkpoint import Checkpoint
+from nmt.checkpoint import Checkpoint, describe_architecture
 from nmt.config import OptimizerConfig, TrainConfig
 from nmt.data_module import TranslationData
 from nmt.evaluation import Score, bleu
@@ -260,6 +261,8 @@ class TranslationModule(pl.LightningModule):
             # Of all processes, an update.
             "batches": self.config.trainer.accumulate * self.world.size,
         }
+        # A run that began from an imported model has an architecture that the configuration does not tell.
+        checkpoint["architecture"] = json.dumps(describe_architecture(self.model))
         # A run that began from another model has that model's vocabularies, which the text cannot give back.
         checkpoint["vocabularies"] = [
             torch.frombuffer(bytearray(vocabulary.model), dtype=torch.uint8)

@@ -11,14 +11,16 @@ tensorboard/        the same for TensorBoard
 """
 
 import dataclasses
+import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
 
-from nmt.checkpoint import NAME, kept_models, kept_name, load_checkpoint, save_checkpoint
+from nmt.checkpoint import NAME, RECURRENT, kept_models, kept_name, load_checkpoint, save_checkpoint
 from nmt.config import TrainerConfig
 from nmt.errors import UserError
 from nmt.manifest import read_manifest, update_manifest
@@ -111,6 +113,17 @@ class RunFolder:
         source, target = (tensor.numpy().tobytes() for tensor in read_state(self.last, mmap=True)["vocabularies"])
         first = open_vocabulary(source)
         return first, first if source == target else open_vocabulary(target)
+
+    def architecture(self) -> dict[str, Any] | None:
+        """That of the run to resume, where the configuration does not tell it; see `describe_architecture`.
+
+        Raises:
+            UserError: as `check_begun`, or the checkpoint is damaged.
+        """
+        self.check_begun()
+        # A run of an earlier version has none.
+        described = json.loads(read_state(self.last, mmap=True).get("architecture", "null"))
+        return described if described and described["architecture"] not in RECURRENT else None
 
     def check_model(self, module: TranslationModule) -> None:
         """Makes sure that the weights of last.ckpt fit the model.

@@ -32,7 +32,9 @@ class TokenizerVocabulary(Vocabulary):
             if not all(_NAME.fullmatch(name) for name in files):
                 raise ValueError("a file name with a path")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"The tokenizer ({len(model):,} bytes) is damaged ({error}); import the model again.") from None
+            raise UserError(
+                f"The tokenizer ({len(model):,} bytes) is damaged ({error}); import the model again."
+            ) from None
         self._bytes = bytes(model)
         with tempfile.TemporaryDirectory() as folder:
             for name, text in files.items():
@@ -111,8 +113,6 @@ def pack(tokenizer: Any, side: str, size: int, special: Special) -> bytes:
     """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        files = {
-            path.name: base64.b64encode(path.read_bytes()).decode() for path in sorted(Path(folder).iterdir())
-        }
+        files = {path.name: base64.b64encode(path.read_bytes()).decode() for path in sorted(Path(folder).iterdir())}
     content = {"files": files, "side": side, "size": size, "special": list(special)}
     return json.dumps(content, sort_keys=True).encode()

@@ -16,14 +16,14 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from nmt.beam_picture import BeamPicture
-from nmt.checkpoint import Checkpoint, find_model, load_checkpoint
+from nmt.checkpoint import Checkpoint, build_model, describe_architecture, find_model, load_checkpoint
 from nmt.config import TrainConfig, TrainerConfig
 from nmt.config_file import write_config
 from nmt.data_module import TranslationData
 from nmt.errors import UserError
 from nmt.journal import Journal
 from nmt.manifest import describe_software, now, read_manifest, update_manifest
-from nmt.models import RNNsearchConfig, make_recurrent
+from nmt.models import Recurrent, RNNsearchConfig, Seq2Seq, make_recurrent
 from nmt.module import TranslationModule
 from nmt.preemption import Preemption
 from nmt.profiling import Profiling
@@ -115,14 +115,15 @@ def prepare(
         )
     # Before the folder is made: a mistake in the data must not leave half a run behind.
     found = load_checkpoint(start) if start is not None else None
-    vocabularies = None
+    vocabularies, architecture = None, None
     if resume:
-        vocabularies = folder.vocabularies()
+        vocabularies, architecture = folder.vocabularies(), folder.architecture()
     elif found is not None:
         vocabularies = (found.source_vocabulary, found.target_vocabulary)
         config = dataclasses.replace(config, model=shape_of(found, config.model))
+        architecture = None if isinstance(found.model, Recurrent) else describe_architecture(found.model)
     data = TranslationData(config.data, config.seed, vocabularies, world.rank, world.size)
-    checkpoint = build_checkpoint(config, data)
+    checkpoint = build_checkpoint(config, data, architecture)
     if found is not None and start is not None:
         checkpoint.model.load_state_dict(found.model.state_dict())
         logger.info("loaded all weights and vocabularies of %s", find_model(start))
@@ -188,11 +189,16 @@ def check_alike(config: TrainConfig, module: TranslationModule, world: World) ->
             )
 
 
-def build_checkpoint(config: TrainConfig, data: TranslationData) -> Checkpoint:
-    """A fresh model of the configuration's shape, its weights drawn from the seed."""
+def build_checkpoint(
+    config: TrainConfig, data: TranslationData, architecture: dict[str, Any] | None = None
+) -> Checkpoint:
+    """A fresh model of the configuration's shape, or of a described architecture, its weights drawn from the seed."""
     torch.manual_seed(config.seed)
     with shortage_told(lambda: "the model is too large; lower model.hidden, model.embedding or data.vocabulary.size"):
-        model = make_recurrent(config.model, len(data.source_vocabulary), len(data.target_vocabulary))
+        if architecture is None:
+            model: Seq2Seq = make_recurrent(config.model, len(data.source_vocabulary), len(data.target_vocabulary))
+        else:
+            model = build_model(architecture, data.source_vocabulary, data.target_vocabulary)
     info = {
         "languages": {"source": data.train_pairs.source_language, "target": data.train_pairs.target_language},
         "train": data.train_pairs.name,
@@ -208,8 +214,16 @@ def shape_of(found: Checkpoint, asked: RNNsearchConfig) -> RNNsearchConfig:
     Raises:
         UserError: the configuration asks for another shape.
     """
-    have: RNNsearchConfig = found.model.config  # type: ignore[assignment]
     default = RNNsearchConfig()
+    if not isinstance(found.model, Recurrent):
+        for name, wish in dataclasses.asdict(asked).items():
+            if wish != getattr(default, name):
+                raise UserError(
+                    f"model.{name} is {wish}, but the loaded model is of transformers and has its own settings; leave "
+                    "it out"
+                )
+        return asked
+    have: RNNsearchConfig = found.model.config
     for field in dataclasses.fields(asked):
         wish, is_ = getattr(asked, field.name), getattr(have, field.name)
         if field.name not in ("dropout", "locked") and wish not in (is_, getattr(default, field.name)):

@@ -1,5 +1,5 @@
-"""Makes a model file of an encoder-decoder of transformers (Marian, T5, BART, mBART, M2M100, NLLB and the like), with its
-own tokenizer. Code that comes with a model is never run."""
+"""Makes a model file of an encoder-decoder of transformers (Marian, T5, BART, mBART, M2M100, NLLB and the like), with
+its own tokenizer. Code that comes with a model is never run."""
 
 import logging
 from dataclasses import dataclass
@@ -87,8 +87,8 @@ def _open_network(source: str, revision: str) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         cause = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{source} cannot be opened: {cause} Give the folder of a model that save_pretrained wrote, or a name on the "
-            "hub when it can be reached"
+            f"{source} cannot be opened: {cause} Give the folder of a model that save_pretrained wrote, or a name on "
+            "the hub when it can be reached"
         ) from None
 
 
@@ -171,6 +171,6 @@ def _check_steps(model: "Pretrained", network: Any, source: str) -> None:
     apart = float((torch.cat(found, dim=1) - wanted).abs().max())
     if not apart <= 1e-3 * max(1.0, float(wanted.abs().max())):
         raise UserError(
-            f"{source}: {type(network).__name__} gives other logits token by token than at once ({apart:.2g} apart); it "
-            "cannot be used"
+            f"{source}: {type(network).__name__} gives other logits token by token than at once ({apart:.2g} apart); "
+            "it cannot be used"
         )

@@ -117,9 +117,7 @@ class Pretrained(Seq2Seq):
         cache = _cache((), ())
         self._run(self.embed(read), hidden, mask, cache)
         cross = tuple(_tensors(cache.cross_attention_cache))
-        first = tuple(
-            (keys[:, :, :-1], values[:, :, :-1]) for keys, values in _tensors(cache.self_attention_cache)
-        )
+        first = tuple((keys[:, :, :-1], values[:, :, :-1]) for keys, values in _tensors(cache.self_attention_cache))
         return PretrainedMemory(mask, ends, cross, first)
 
     def _framed(self, source: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:

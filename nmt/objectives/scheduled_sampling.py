@@ -91,7 +91,7 @@ class ScheduledSampling:
         if not len(own):
             return gold
         logits = model.project(features[own, 0]).float()
-        logits[:, [model.padding, model.bos]] = -torch.inf
+        logits[:, sorted({model.padding, model.bos} - {model.eos})] = -torch.inf
         if self.config.choice == "argmax":
             chosen = logits.argmax(dim=1)
         else:
