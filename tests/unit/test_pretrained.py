@@ -135,8 +135,9 @@ def test_gradient_through_the_cache(imported: tuple[Any, Checkpoint]) -> None:
                 one.add_(way, alpha=-distance)
         return found
 
-    step = 1e-6
-    assert (moved(step) - moved(-step)) / (2 * step) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+    # T5's norm computes its variance in float32 whatever the weights are.
+    step, tolerance = (1e-4, 1e-2) if model.config.network["model_type"] == "t5" else (1e-6, 1e-4)
+    assert (moved(step) - moved(-step)) / (2 * step) == pytest.approx(slope, rel=tolerance, abs=1e-6)
 
 
 @pytest.mark.parametrize(
