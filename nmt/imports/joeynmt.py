@@ -29,21 +29,21 @@ def load(source: str, options: Options) -> "Checkpoint":
     Raises:
         UserError: what is missing, could run code, or has no counterpart here.
     """
-    from nmt.imports.recurrent import Weights, assemble, read_checkpoint, settings_of
+    from nmt.imports.recurrent import Weights, assemble, making_sense, read_checkpoint
 
     path = _checkpoint(Path(source))
     settings = _settings(path.parent / "config.yaml")
-    with settings_of(path):
+    with making_sense(path):
         config, scales = _config(settings, path)
-        sides = [_side(settings["data"], side, path) for side in ("src", "trg")]
+        sides = [_side(settings["data"], side, path) for _, side in _SIDES]
         languages = {name: str(settings["data"][side].get("lang", "")) for name, side in _SIDES}
-    found = read_checkpoint(path).get("model_state")
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no model_state; give a checkpoint of joeynmt.")
-    weights = Weights(found, path)
-    state = _state(weights, config, scales)
-    weights.check_taken()
-    return assemble(config, state, sides, {"languages": languages, "imported": "joeynmt"}, path)
+        found = read_checkpoint(path).get("model_state")
+        if not isinstance(found, dict):
+            raise UserError(f"{path} holds no model_state; give a checkpoint of joeynmt.")
+        weights = Weights(found, path)
+        state = _state(weights, config, scales)
+        weights.check_taken()
+        return assemble(config, state, sides, {"languages": languages, "imported": "joeynmt"}, path)
 
 
 def _checkpoint(source: Path) -> Path:

@@ -51,7 +51,7 @@ def load(source: str, options: Options) -> "Checkpoint":
     Raises:
         UserError: what is missing, could run code, or has no counterpart here.
     """
-    from nmt.imports.recurrent import Weights, assemble, read_checkpoint, settings_of
+    from nmt.imports.recurrent import Weights, assemble, making_sense, read_checkpoint
 
     path = Path(source)
     found = read_checkpoint(path, [argparse.Namespace])
@@ -62,15 +62,15 @@ def load(source: str, options: Options) -> "Checkpoint":
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no checkpoint of OpenNMT-py 3 ({error}); give its MODEL_step_N.pt.") from None
     files = (options.source_subwords, options.target_subwords)
-    with settings_of(path):
+    with making_sense(path):
         config = _config(settings, weights, "src_feats" in found["vocab"])
         sides = [
             _side(tokens, settings, side, file, path)
             for tokens, side, file in zip(vocabularies, ("src", "tgt"), files, strict=True)
         ]
-    state = _state(weights, config)
-    weights.check_taken()
-    return assemble(config, state, sides, {"imported": "OpenNMT-py"}, path)
+        state = _state(weights, config)
+        weights.check_taken()
+        return assemble(config, state, sides, {"imported": "OpenNMT-py"}, path)
 
 
 def _config(settings: dict[str, Any], weights: "Weights", features: bool) -> "RNNsearchConfig":

@@ -48,14 +48,15 @@ def read_bytes(path: Path, what: str) -> bytes:
 
 
 @contextmanager
-def settings_of(path: Path) -> Iterator[None]:
-    """Where settings are read that others wrote: one that has no sense is a UserError."""
+def making_sense(path: Path) -> Iterator[None]:
+    """Where settings and weights are read that others wrote: some that make no sense are a UserError."""
     try:
         yield
     except UserError:
         raise
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} has settings that make no sense ({type(error).__name__}: {error}).") from None
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path} has settings or weights that make no sense ({reason}).") from None
 
 
 class Weights:

@@ -1,5 +1,6 @@
 """Recurrent models of joeynmt and OpenNMT-py: what an independent forward pass computes, and what is refused."""
 
+import argparse
 import dataclasses
 import os
 
@@ -11,6 +12,7 @@ from nmt.checkpoint import load_checkpoint, save_checkpoint
 from nmt.cli import main
 from nmt.errors import UserError
 from nmt.imports import joeynmt, opennmt
+from nmt.imports.recurrent import read_checkpoint
 from nmt.models import RNNsearchConfig, quantize
 from nmt.scoring import score_ids
 from nmt.search import SearchConfig
@@ -168,7 +170,7 @@ REFUSED = [
     ("decoder", {"init_hidden": "mean"}, "its init_hidden is 'mean'"),
     ("decoder", {"rnn_type": "lstm"}, "its cells are gru and lstm"),
     ("decoder", {"hidden_size": 7}, "does not fit"),
-    ("encoder", {"hidden_size": "many"}, "settings that make no sense"),
+    ("encoder", {"hidden_size": "many"}, "settings or weights that make no sense"),
     ("decoder", {"input_feeding": True}, "does not fit"),
 ]
 
@@ -229,11 +231,20 @@ def test_what_opennmt_has_and_we_have_not(changed, reason, tmp_path):
 
 def test_weights_that_no_model_of_ours_has(tmp_path):
     write_opennmt(tmp_path / "model.pt", OPENNMT[0])
-    with torch.serialization.safe_globals([__import__("argparse").Namespace]):
-        found = torch.load(tmp_path / "model.pt", weights_only=True)
+    found = read_checkpoint(tmp_path / "model.pt", [argparse.Namespace])
     found["model"]["decoder.gate.weight"] = torch.zeros(2, 2)
     torch.save(found, tmp_path / "model.pt")
     with pytest.raises(UserError, match=r"holds 1 weights that no recurrent model of ours has: decoder\.gate\.weight"):
+        opennmt.load(str(tmp_path / "model.pt"), opennmt.Options())
+
+
+@pytest.mark.parametrize("name", ["decoder.attn.linear_out.weight", "encoder.rnn.weight_hh_l0"])
+def test_weights_of_other_shapes(name, tmp_path):
+    write_opennmt(tmp_path / "model.pt", OPENNMT[0])
+    found = read_checkpoint(tmp_path / "model.pt", [argparse.Namespace])
+    found["model"][name] = found["model"][name].flatten()
+    torch.save(found, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="settings or weights that make no sense"):
         opennmt.load(str(tmp_path / "model.pt"), opennmt.Options())
 
 
