@@ -56,7 +56,7 @@ def search_ids(
             block[place, : lengths[row]] = torch.tensor([*sources[row], model.eos])
         constraints = None
         if demands is not None and any(demands[row] != Demand() for row in rows):
-            never = {model.padding, model.bos} - {model.eos}
+            never = sorted({model.padding, model.bos} - {model.eos})
             constraints = Constraints([demands[row] for row in rows], pieces, eos=model.eos, never=never)
         searched, candidates = model, None
         if shortlist is not None and constraints is None:
