@@ -1,5 +1,5 @@
 """The soft-beam study: the same cross-entropy model, the same wall time, one objective an arm. Every seed has a
-cross-entropy model of its own, which all its arms begin with.
+cross-entropy model of its own, trained in two phases, the second with locked dropout, which all its arms begin with.
 
     python recipes/soft_beam_study.py start DIR ...    the cross-entropy models, --jobs at a time
     python recipes/soft_beam_study.py plan DIR ...     seconds an update of each arm -> updates that fill --minutes
@@ -30,7 +30,11 @@ import yaml
 CONFIGS = Path(__file__).parent / "configs"
 BEAMS = (1, 5, 10)
 START = "cross_entropy"
+CONVERGED = "converged"
 CONTROL = "continued"
+# The second phase of cross-entropy. What an arm gains must not be what cross-entropy alone had still to gain.
+CONVERGENCE = {"objective": "cross_entropy", "model.locked": True}
+CONVERGENCE_UPDATES = 1400
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,11 @@ class Run:
 
 
 def starts(chosen: argparse.Namespace) -> Iterator[Run]:
-    """What the arms begin with: one run for each seed and corpus."""
+    """The two phases of what the arms begin with, for each seed and corpus."""
     for seed in chosen.seeds:
         for corpus in chosen.corpora:
-            yield Run(corpus, START, seed, chosen.directory / corpus / f"{START}.{seed}", {})
+            for name, flags in ((START, {}), (CONVERGED, CONVERGENCE)):
+                yield Run(corpus, name, seed, chosen.directory / corpus / f"{name}.{seed}", flags)
 
 
 def runs(chosen: argparse.Namespace) -> Iterator[Run]:
@@ -75,9 +80,10 @@ def runs(chosen: argparse.Namespace) -> Iterator[Run]:
 
 def fine_tuning(run: Run, chosen: argparse.Namespace, folder: Path, updates: int) -> list[str]:
     """The command of a run of so many updates."""
+    begin = START if run.arm == CONVERGED else CONVERGED
     return [
         *("nmt", "train", "--config", str(CONFIGS / "study_fine_tuning.yaml"), "--run", str(folder)),
-        *("--from", str(chosen.directory / run.corpus / f"{START}.{run.seed}"), "--data.corpus", run.corpus),
+        *("--from", str(chosen.directory / run.corpus / f"{begin}.{run.seed}"), "--data.corpus", run.corpus),
         *("--seed", str(run.seed), "--trainer.max_steps", str(updates), "--trainer.threads", str(chosen.threads)),
         *run.words,
         *shlex.split(chosen.flags),
@@ -125,13 +131,16 @@ def start(chosen: argparse.Namespace) -> None:
     """Trains the cross-entropy models that are not finished."""
 
     def command(run: Run) -> list[str]:
+        if run.arm == CONVERGED:
+            return fine_tuning(run, chosen, run.folder, CONVERGENCE_UPDATES)
         return [
             *("nmt", "train", "--config", str(CONFIGS / "study_cross_entropy.yaml"), "--run", str(run.folder)),
             *("--data.corpus", run.corpus, "--seed", str(run.seed), "--trainer.threads", str(chosen.threads)),
             *shlex.split(chosen.flags),
         ]
 
-    finish(list(starts(chosen)), command, chosen.jobs)
+    for phase in (START, CONVERGED):
+        finish([run for run in starts(chosen) if run.arm == phase], command, chosen.jobs)
 
 
 def train(chosen: argparse.Namespace) -> None:
@@ -259,7 +268,7 @@ def table(chosen: argparse.Namespace) -> None:
                 cells.append(f"{statistics.fmean(values):.2f}{spread}")
             control = {r["seed"] for r in mine if r["arm"] == CONTROL}
             seeds = sorted({r["seed"] for r in rows} & control)
-            tested = arm not in (CONTROL, START) and seeds
+            tested = arm not in (CONTROL, START, CONVERGED) and seeds
             cells.append(f"{p_values(chosen, corpus, arm, CONTROL, seeds):.3f}" if tested else "")
             print("| " + " | ".join(cells) + " |", flush=True)
 

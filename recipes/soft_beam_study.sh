@@ -28,7 +28,7 @@ Options (with their defaults):
   --threads $threads            threads of a run
   --train-flags ""       further flags for every nmt train
   --stage $stage, --stop-stage $stop_stage
-Stages: 0 environment, 1 corpora, 2 cross-entropy, 3 plan, 4 fine-tuning, 5 test set and table
+Stages: 0 environment, 1 corpora, 2 cross-entropy, twice, 3 plan, 4 fine-tuning, 5 test set and table
 EOT
 }
 

@@ -127,7 +127,7 @@ def test_the_study_ends_in_a_table_and_reads_the_test_set_once(tmp_path):
     done = shell([*command, "--stage", "3", "--train-flags", small], ROOT, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tok:13a" in done.stdout and "| continued | 1 |" in done.stdout
-    assert "| cross_entropy | 1 | 4 |" in done.stdout
+    assert "| cross_entropy | 1 | 4 |" in done.stdout and "| converged | 1 | 4 |" in done.stdout
     row = next(line for line in done.stdout.splitlines() if line.startswith("| soft_beam |"))
     assert re.fullmatch(r"(\| [^|]+ ){8}\| [01]\.\d+ \|", row), row
     results = (tmp_path / "out" / "results.jsonl").read_text()
