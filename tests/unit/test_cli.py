@@ -12,6 +12,7 @@ import yaml
 
 from nmt import __version__, cli, config_file, flags
 from nmt.config_file import write_config
+from nmt.imports import TOOLKITS
 from nmt.lines import read_lines
 from nmt.run import RunFolder
 from nmt.state import read_state
@@ -76,7 +77,7 @@ BAD_WORDS = [
     (["train", "--optimizer.lr", "fast"], "optimizer.lr is fast; give a number"),
     (["train", "--data.vocabulary.joint", "perhaps"], "data.vocabulary.joint is perhaps; give true or false"),
     (["train", "--model.cell", "rnn"], "model.cell is rnn; choose gru or lstm"),
-    (["train", "--model", "3"], "model is a section; give one of its keys, such as --model.cell"),
+    (["train", "--model", "3"], "model is a section; give one of its keys, such as --model.attention"),
     (["train", "--resume"], "--resume: expected one argument"),
     # Configuration files (tests/unit/test_config.py has more)
     (["train", "--config", "none.yaml"], "none.yaml cannot be read"),
@@ -277,11 +278,13 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out == f"nmt {__version__}\n"
 
 
-@pytest.mark.parametrize("verb", [*cli.VERBS, "corpus prepare"])
+@pytest.mark.parametrize(
+    "verb", [*sorted(set(cli.VERBS) - {"import"}), "corpus prepare", *(f"import {toolkit}" for toolkit in TOOLKITS)]
+)
 def test_every_flag_has_a_help_line(verb, capsys, monkeypatch):
     parsers = []
     original = flags.parse
-    module = config_file if verb in ("train", "corpus prepare") else import_module(f"nmt.commands.{verb}")
+    module = config_file if verb in ("train", "corpus prepare") else import_module(f"nmt.commands.{verb.split()[0]}")
     monkeypatch.setattr(module, "parse", lambda parser, words: parsers.append(parser) or original(parser, words))
     assert run(*verb.split(), "--help") == 0
     printed = capsys.readouterr().out

@@ -244,7 +244,7 @@ def test_weights_of_other_shapes(name, tmp_path):
     found = read_checkpoint(tmp_path / "model.pt", [argparse.Namespace])
     found["model"][name] = found["model"][name].flatten()
     torch.save(found, tmp_path / "model.pt")
-    with pytest.raises(UserError, match="settings or weights that make no sense"):
+    with pytest.raises(UserError, match="settings or weights that make no sense|model.bridge is layers"):
         opennmt.load(str(tmp_path / "model.pt"), opennmt.Options())
 
 
