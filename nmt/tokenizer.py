@@ -86,7 +86,7 @@ class TokenizerVocabulary(Vocabulary):
         return str(self.tokenizer.decode(known, skip_special_tokens=True)).strip()
 
 
-def open_tokenizer(name: str) -> Any:
+def open_tokenizer(name: str, revision: str = "main") -> Any:
     """A tokenizer of transformers; no code that comes with it is run.
 
     Raises:
@@ -97,7 +97,7 @@ def open_tokenizer(name: str) -> Any:
     except ImportError as error:
         raise UserError(f"a tokenizer of transformers needs the extra hf ({error}); pip install -e .[hf]") from None
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         raise UserError(f"the tokenizer of {name} cannot be opened: {' '.join(str(error).split())[:300]}") from None
 

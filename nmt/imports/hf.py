@@ -38,7 +38,7 @@ def load(source: str, options: Options) -> "Checkpoint":
     from nmt.vocabulary import Special
 
     network = _open_network(source, options.revision)
-    tokenizer = open_tokenizer(source)
+    tokenizer = open_tokenizer(source, options.revision)
     settings, size = network.config.to_dict(), network.get_output_embeddings().out_features
     if getattr(network.config, "share_encoder_decoder_embeddings", True) is False:
         raise UserError(f"{source} has a vocabulary each for source and target, which is not supported")
