@@ -24,11 +24,12 @@ class Ensemble(Seq2Seq):
             raise UserError("An ensemble of 0 models; give at least one.")
         first = models[0]
         super().__init__(first.padding, first.bos, first.eos)
+        self.forced = first.forced
         self.models = nn.ModuleList(models)
         sizes = [_sizes(model) for model in models]
         self._embeddings, self._features = ([size[part] for size in sizes] for part in (0, 1))
         if len({size[2] for size in sizes}) > 1 or any(
-            (m.padding, m.bos, m.eos) != (first.padding, first.bos, first.eos) for m in models
+            (m.padding, m.bos, m.eos, m.forced) != (first.padding, first.bos, first.eos, first.forced) for m in models
         ):
             raise UserError("The models of an ensemble have different target vocabularies; give models of one.")
 

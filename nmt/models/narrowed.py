@@ -34,6 +34,7 @@ class Narrowed(Seq2Seq):
             remainder: of the model, learned for candidates such as these.
         """
         super().__init__(model.padding, model.bos, model.eos)
+        self.forced = model.forced
         # In a tuple, so that the model does not become a part of this one, which is made for each batch.
         self._model = (model,)
         self.ids = self._candidates = candidates

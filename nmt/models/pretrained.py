@@ -65,6 +65,7 @@ class Pretrained(Seq2Seq):
         """
         super().__init__(config.padding, config.start[-1], config.eos)
         self.config = config
+        self.forced = len(config.start) - 1
         self.network = _build(config.network)
         self._settle()
         size = self._head.out_features

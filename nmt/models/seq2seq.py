@@ -32,9 +32,12 @@ class Seq2Seq(nn.Module):
     Attributes:
         padding, bos, eos: ids of the target vocabulary. Padding and BOS never stand in a hypothesis.
         ids: (tokens,) what each token is in the target vocabulary; None where it is itself.
+        forced: so many tokens that every translation begins with are not searched for and stand in no hypothesis, but
+            count for its length.
     """
 
     ids: Tensor | None
+    forced: int = 0
 
     def __init__(self, padding: int, bos: int, eos: int) -> None:
         super().__init__()

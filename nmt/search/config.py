@@ -18,9 +18,16 @@ class SearchConfig:
     """Slots of the beam; 1 is greedy search."""
     normalization: Literal["none", "length", "gnmt"] = "length"
     """Final score: none: log p; length: log p / |y|^alpha; gnmt: log p / ((5 + |y|) / 6)^alpha. |y| counts
-    the end of the sentence."""
+    the end of the sentence, and what an imported model forces to be first."""
     alpha: float = 1.0
     """Exponent of the length normalisation, 0 or more."""
+    refill: bool = False
+    """A hypothesis that ends leaves its slot to the best candidate that goes on, as in fairseq and transformers;
+    otherwise the slot stays empty for a step."""
+    stop: Literal["exact", "present", "full"] = "exact"
+    """A sentence is done when no open hypothesis can still be among the n best (exact); when none could, ended at its
+    present length, be among the beam_size best (present: early_stopping False in transformers); as soon as beam_size
+    hypotheses have ended (full: early_stopping True)."""
     max_ratio: float = 1.5
     """A hypothesis holds at most max_ratio * source length + max_extra tokens."""
     max_extra: int = 10
@@ -64,6 +71,8 @@ class SearchConfig:
                 f"search.max_ratio {self.max_ratio} and search.max_extra {self.max_extra} allow no token; "
                 "neither may be negative and one must be positive"
             )
+        if self.stop not in ("exact", "present", "full"):
+            raise UserError(f"search.stop is '{self.stop}'; choose exact, present or full")
         if self.strategy not in ("beam", "sample"):
             raise UserError(f"search.strategy is '{self.strategy}'; choose beam or sample")
         if self.strategy == "sample":
@@ -81,6 +90,10 @@ class SearchConfig:
                 f"search.beam_size {self.beam_size} cannot be split into search.groups {self.groups} of equal size; "
                 "give a multiple"
             )
+        if self.refill and self.groups > 1:
+            raise UserError(
+                f"search.refill is for a beam in one group, and search.groups is {self.groups}; leave out one of them"
+            )
         for name, off in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0)):
             if getattr(self, name) != off:
                 raise UserError(
@@ -94,8 +107,11 @@ class SearchConfig:
             raise UserError(f"search.top_k is {self.top_k}; give 0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"search.top_p is {self.top_p}; give a share above 0, at most 1")
-        if self.groups > 1:
-            raise UserError(f"search.groups is {self.groups}, which is for a beam; set search.strategy to beam")
+        for name, off in (("groups", 1), ("refill", False), ("stop", "exact")):
+            if getattr(self, name) != off:
+                raise UserError(
+                    f"search.{name} is {getattr(self, name)}, which is for a beam; set search.strategy to beam"
+                )
 
     @property
     def slots(self) -> int:

@@ -84,8 +84,9 @@ class Constraints:
         Raises:
             UserError: phrases to be included, and no plain beam to share out among them.
         """
-        if any(demand.include for demand in self.demands) and (config.strategy != "beam" or config.groups > 1):
-            raise UserError("phrases to include want strategy beam and 1 group; leave out groups and sampling")
+        plain = config.strategy == "beam" and config.groups == 1 and not config.refill
+        if any(demand.include for demand in self.demands) and not plain:
+            raise UserError("phrases to include want a plain beam; leave out sampling, groups and refill")
 
     def limits(self, limits: Tensor) -> Tensor:
         """The most tokens (batch,) of a hypothesis: `limits` and what is demanded beyond."""

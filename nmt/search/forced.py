@@ -49,7 +49,7 @@ def forced_search(
     of_tokens[there] = _log_probabilities(model, features[there], target[there])
     # In float64: the order of a sum of many tokens must not show in what is compared with the search.
     totals = of_tokens.double().sum(dim=1)
-    scores = totals / config.divisor(target_lengths.to(totals))
+    scores = totals / config.divisor(target_lengths.to(totals) + model.forced)
     if config.coverage:
         assert seen is not None
         covered = (seen * there.unsqueeze(2)).sum(dim=1, keepdim=True)

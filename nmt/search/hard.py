@@ -16,7 +16,14 @@ from nmt.search.constraints import Constraints
 from nmt.search.lattice import Lattice
 from nmt.search.peaks import log_normaliser
 from nmt.search.sampling import Sampler
-from nmt.search.selection import HardSelection, Scored, diverse_select, hard_reparent, hard_select
+from nmt.search.selection import (
+    HardSelection,
+    Scored,
+    diverse_select,
+    hard_reparent,
+    hard_select,
+    refilling_select,
+)
 from nmt.tree import map_tree, take_rows, take_slots
 
 # Attention below this counts as this: the logarithm of a source token that was never looked at is finite.
@@ -79,9 +86,10 @@ def beam_search(
     """Translates a batch.
 
     A hypothesis that ends leaves its slot for the pool, so that the next step fills all slots with open
-    ones. A sentence is done, and leaves the batch, when no open hypothesis can still enter its pool: a
-    log-probability only falls, so the best that an open one can reach is its present log-probability over
-    the divisor of the longest length allowed (and no coverage penalty). At that length a hypothesis must end.
+    ones (with `config.refill` this step already). A sentence is done, and leaves the batch, when no open hypothesis
+    can still enter its pool: a log-probability only falls, so the best that an open one can reach is its present
+    log-probability over the divisor of the longest length allowed (and no coverage penalty); `config.stop` may say
+    otherwise. At that length a hypothesis must end.
 
     Args:
         model: in evaluation mode.
@@ -112,7 +120,8 @@ def beam_search(
     beam = first_beam(model, memory, rows)
     coverage = beam.scores.new_zeros(rows, 1, source.shape[1])
     # Groups may come to the same hypothesis, which is returned once.
-    pool = Pool.empty(rows, config.n_best * config.groups, beam.scores)
+    places = config.n_best * config.groups if config.stop == "exact" else config.beam_size
+    pool = Pool.empty(rows, places, beam.scores)
     results, lattice = Pool(*map_tree(torch.clone, pool)), Lattice()
     open_rows = torch.arange(rows, device=device)
 
@@ -128,23 +137,32 @@ def beam_search(
         selection = _select(model, scored, config, sampler, open_rows, step)
         if constraints is not None:
             selection = constraints.select(selection, scored, open_rows, step)
-        beam = hard_reparent(model, selection, beam, advanced.state)
         lattice.add(open_rows, *selection, advanced.attention if attention else None)
         if config.coverage:
             coverage = take_slots(coverage + advanced.attention, selection.parents)
 
-        ended = (beam.finished > 0) & (beam.scores > -torch.inf)
+        present = torch.full_like(selection.scores, step + 1 + model.forced)
+        ended = (selection.tokens == model.eos) & (selection.scores > -torch.inf)
         if ended.any():
-            scores = beam.scores / config.divisor(torch.full_like(beam.scores, step + 1))
+            scores = selection.scores / config.divisor(present)
             if config.coverage:
                 scores = scores + config.coverage * coverage_penalty(coverage, lengths.to(device)[open_rows])
             steps = torch.full_like(selection.parents, step)
-            slots = torch.arange(beam.slots, device=device).expand_as(steps)
-            pool = pool.add(Pool(scores.masked_fill(~ended, -torch.inf), beam.scores, steps, slots))
+            slots = torch.arange(steps.shape[1], device=device).expand_as(steps)
+            pool = pool.add(Pool(scores.masked_fill(~ended, -torch.inf), selection.scores, steps, slots))
+        if config.refill:
+            # What ended stands behind the slots.
+            going = selection.parents.shape[1] // 2
+            selection = HardSelection(*(part[:, :going] for part in selection))
+            coverage = coverage[:, :going] if config.coverage else coverage
+        beam = hard_reparent(model, selection, beam, advanced.state)
         alive = beam.scores.masked_fill(beam.finished > 0, -torch.inf)
         beam = Beam(beam.state, beam.embedding, alive, torch.zeros_like(alive))
-        reachable = alive.amax(dim=1) / config.divisor(limits.to(alive.dtype))
+        longest_reachable = limits + model.forced if config.stop == "exact" else present[:, 0]
+        reachable = alive.amax(dim=1) / config.divisor(longest_reachable.to(alive.dtype))
         done = reachable <= pool.scores[:, -1]
+        if config.stop == "full":
+            done |= pool.scores[:, -1] > -torch.inf
         if done.any():
             leaving = open_rows[done]
             for result, part in zip(results, pool, strict=True):
@@ -166,6 +184,9 @@ def _select(
     if config.groups > 1:
         return diverse_select(model, scored, config.beam_size, config.groups, config.diversity)
     logits, normaliser, beam, only_eos = scored
+    if config.refill:
+        candidates = expand(model, logits, normaliser, beam, 2 * config.beam_size, only_eos=only_eos)
+        return refilling_select(model, candidates, config.beam_size)
     return hard_select(expand(model, logits, normaliser, beam, config.beam_size, only_eos=only_eos), config.beam_size)
 
 
@@ -195,9 +216,9 @@ def _read(pool: Pool, lattice: Lattice, lengths: list[int], config: SearchConfig
         sentences.tolist(), paths, scores[where].tolist(), log_probabilities[where].tolist(), strict=True
     ):
         tokens = path.tokens[:-1].tolist()
+        if len(found[sentence]) == config.n_best or (sentence, *tokens) in known:
+            continue
         if config.groups > 1:
-            if (sentence, *tokens) in known or len(found[sentence]) == config.n_best:
-                continue
             known.add((sentence, *tokens))
         weights = None
         if path.attention is not None:

@@ -45,6 +45,36 @@ def hard_select(candidates: Candidates, size: int) -> HardSelection:
     return HardSelection(candidates.slots[:, :size], candidates.tokens[:, :size], candidates.scores[:, :size])
 
 
+def refilling_select(model: Seq2Seq, candidates: Candidates, size: int) -> HardSelection:
+    """The `size` best candidates that go on, and behind them the `size` best of all, where those that do not end count
+    for nothing. So a beam is full until its end, as in fairseq and transformers.
+
+    Args:
+        model: tells which token ends.
+        candidates: 2 `size` of them, of which no more than `size` can end, one a slot.
+        size: k.
+
+    Returns:
+        (batch, 2 k), or less where there are fewer candidates.
+    """
+    ends = candidates.tokens == model.eos
+    # Sorting keeps the order, so those that go on come first, best first.
+    going = ends.to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
+    on = Candidates(*(part.gather(1, going) for part in candidates))
+    ended = Candidates(*(part[:, :size] for part in candidates))
+    return HardSelection(
+        torch.cat([on.slots, ended.slots], dim=1),
+        torch.cat([on.tokens, ended.tokens], dim=1),
+        torch.cat(
+            [
+                on.scores.masked_fill(on.tokens == model.eos, -torch.inf),
+                ended.scores.masked_fill(~ends[:, :size], -torch.inf),
+            ],
+            dim=1,
+        ),
+    )
+
+
 def hard_reparent(model: Seq2Seq, selection: HardSelection, beam: Beam, state: Any) -> Beam:
     """Every slot takes the state of its parent and the embedding of its token."""
     ended = (selection.tokens == model.eos).to(beam.finished.dtype)

@@ -142,6 +142,7 @@ IMPOSSIBLE = {
         "groups": [0, 2],
         "diversity": [-1.0, nan],
         "strategy": ["smaple"],
+        "stop": ["early"],
         "temperature": [0.0, 2.0],
         "top_k": [-1, 5],
         "top_p": [0.0, 0.9],
@@ -167,7 +168,7 @@ def test_impossible_values_are_refused_by_name(section, kind, name, value):
 
 def test_every_key_was_thought_of():
     """A new key with limits belongs into the table above."""
-    free = {"joint", "byte_fallback", "locked", "seed"}
+    free = {"joint", "byte_fallback", "locked", "seed", "refill"}
     for (section, kind), fields in IMPOSSIBLE.items():
         for field in dataclasses.fields(kind):
             nested = dataclasses.is_dataclass(field.default_factory)

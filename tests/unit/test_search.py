@@ -59,7 +59,8 @@ def test_large_beam_finds_the_brute_force_best(tiny_model, normalization, alpha,
 
 
 def slow_beam_search(model, source, length, config):
-    """The same search for one sentence with Python lists, which never stops before the length limit."""
+    """The same search for one sentence with Python lists, which never stops before the length limit but where
+    `config.stop` says so."""
     memory = model.encode(source, length)
     limit = config.max_length(int(length))
     open_ = [(0.0, [], model.start(memory))]
@@ -75,22 +76,44 @@ def slow_beam_search(model, source, length, config):
                 candidates.append((total + log_p, [*tokens, token], new))
         candidates.sort(key=lambda c: -c[0])
         open_ = []
-        for total, tokens, state in candidates[: config.beam_size]:
-            if tokens[-1] == EOS:
-                divisor = float(config.divisor(torch.tensor(float(len(tokens)))))
+        divisor = float(config.divisor(torch.tensor(step + 1.0)))
+        for rank, (total, tokens, state) in enumerate(candidates):
+            if tokens[-1] == EOS and rank < config.beam_size:
                 finished.append((total / divisor, tokens[:-1]))
-            else:
+            elif tokens[-1] != EOS and (len(open_) < config.beam_size if config.refill else rank < config.beam_size):
                 open_.append((total, tokens, state))
-    return sorted(finished, key=lambda f: -f[0])
+        finished.sort(key=lambda f: -f[0])
+        if len(finished) >= config.beam_size and open_:
+            worst = finished[config.beam_size - 1][0]
+            if config.stop == "full" or (config.stop == "present" and open_[0][0] / divisor <= worst):
+                break
+    return finished
 
 
-@pytest.mark.parametrize("normalization", ["none", "length", "gnmt"])
-@pytest.mark.parametrize("beam_size", [1, 2, 5])
+def model_that_ends(tiny_model, **config):
+    """A model most of whose hypotheses end before their limit."""
+    model = tiny_model(vocabulary=20, seed=3, **config)
+    with torch.no_grad():
+        model.output.bias[EOS] += 2.0
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"normalization": name, "beam_size": size} for name in ("none", "length", "gnmt") for size in (1, 2, 5)),
+        {"refill": True},
+        {"refill": True, "stop": "present"},
+        {"refill": True, "stop": "full"},
+        {"stop": "full"},
+    ],
+)
 @pytest.mark.parametrize("model_config", [{}, {"cell": "lstm", "encoder_layers": 2, "decoder_layers": 2}])
-def test_equals_a_slow_search_that_never_stops_early(tiny_model, normalization, beam_size, model_config):
-    model = tiny_model(vocabulary=20, seed=3, scale=2.0, **model_config)
-    batch = random_batch(12, 20, 9, seed=beam_size)
-    config = SearchConfig(beam_size, normalization, 1.0, max_ratio=1.5, max_extra=3, n_best=min(2, beam_size))
+def test_equals_a_slow_search(tiny_model, model_config, options):
+    model = model_that_ends(tiny_model, **model_config)
+    config = SearchConfig(**options, max_extra=3)
+    config.n_best = config.beam_size
+    batch = random_batch(12, 20, 9, seed=config.beam_size)
     found = beam_search(model, batch.source, batch.source_lengths, config)
     with torch.no_grad():
         for row, hypotheses in enumerate(found):
@@ -101,6 +124,19 @@ def test_equals_a_slow_search_that_never_stops_early(tiny_model, normalization, 
                 assert hypothesis.tokens == tokens
                 assert hypothesis.score == pytest.approx(score, abs=1e-4)
             assert len(hypotheses) == min(config.n_best, len(expected))
+
+
+def test_refilled_slots_and_early_stops_change_what_is_found(tiny_model):
+    """Or else the test above would show nothing of them."""
+    model = model_that_ends(tiny_model)
+    batch = random_batch(12, 20, 9, seed=5)
+
+    def found(**options):
+        config = SearchConfig(n_best=5, max_extra=3, **options)
+        return [[h.tokens for h in one] for one in beam_search(model, batch.source, batch.source_lengths, config)]
+
+    several = [found(), found(refill=True), found(refill=True, stop="present"), found(refill=True, stop="full")]
+    assert all(one != other for one, other in itertools.combinations(several, 2))
 
 
 def test_output_does_not_depend_on_batch_or_padding(tiny_model):
@@ -335,6 +371,9 @@ def test_a_rollout_cuts_states_but_not_scores(tiny_model):
         ({"alpha": -1.0}, "alpha is -1.0"),
         ({"normalization": "lenght"}, "'lenght'"),
         ({"max_ratio": 0.0, "max_extra": 0}, "allow no token"),
+        ({"stop": "early"}, "'early'; choose exact, present or full"),
+        ({"refill": True, "groups": 5}, "refill is for a beam in one group"),
+        ({"refill": True, "strategy": "sample"}, "refill is True, which is for a beam"),
     ],
 )
 def test_impossible_search_is_refused(options, words):

@@ -1,0 +1,83 @@
+"""Beam search as transformers' `generate` does it, on small seeded models of its own."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from transformers import LogitsProcessorList
+
+from nmt.checkpoint import Checkpoint
+from nmt.models import Pretrained
+from nmt.search import SearchConfig, beam_search
+from tests.unit.test_pretrained import draw, framed, imported  # noqa: F401
+
+LIMIT = 12
+
+
+class OurLimits:
+    """No padding and no BOS in a translation, and EOS at the last place; probabilities remain the model's."""
+
+    def __init__(self, model: Pretrained) -> None:
+        self.model, self.start = model, len(model.config.start)
+
+    def __call__(self, tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if tokens.shape[1] < self.start:
+            return scores
+        allowed = torch.ones_like(scores[0], dtype=torch.bool)
+        if tokens.shape[1] == self.start + LIMIT - 1:
+            allowed[:] = False
+        else:
+            allowed[[self.model.padding, self.model.bos]] = False
+        allowed[self.model.eos] = True
+        return scores.masked_fill(~allowed, -torch.inf)
+
+
+def let_end(network: Any, model: Pretrained, by: float) -> None:
+    """Raises the logit of EOS by about so much, where a random network would hardly ever end."""
+    _, source, lengths = draw(model, 50)
+    _, target, _ = draw(model, 50, seed=4)
+    with torch.no_grad():
+        features = model.output_inputs(model.teacher_force(target, model.encode(source, lengths))).flatten(0, 1)
+        usual = features.mean(dim=0)
+        model.network.get_output_embeddings().weight[model.eos] += by * usual / usual.square().sum()
+    network.load_state_dict(model.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("early_stopping", "stop", "penalty"), [(False, "present", 0.5), (True, "full", 1.0), ("never", "exact", 1.0)]
+)
+def test_beam_search_finds_what_generate_finds(
+    imported: tuple[Any, Checkpoint],  # noqa: F811
+    early_stopping: Any,
+    stop: Any,
+    penalty: float,
+) -> None:
+    network, model = copy.deepcopy((imported[0], imported[1].model))
+    assert isinstance(model, Pretrained)
+    let_end(network, model, 3.0)
+    _, source, lengths = draw(model, 200)
+    config = SearchConfig(5, alpha=penalty, max_ratio=0, max_extra=LIMIT, refill=True, stop=stop)
+    ours = [found[0] for found in beam_search(model, source, lengths, config)]
+    written = network.generate(
+        **framed(model, source, lengths),
+        num_beams=5,
+        do_sample=False,
+        early_stopping=early_stopping,
+        length_penalty=penalty,
+        max_new_tokens=LIMIT + model.forced,
+        logits_processor=LogitsProcessorList([OurLimits(model)]),
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    rows = written.sequences[:, len(model.config.start) :].tolist()
+    theirs = [row[: row.index(model.eos)] for row in rows]
+    assert [one.tokens for one in ours] == theirs
+    torch.testing.assert_close(
+        torch.tensor([one.score for one in ours]), written.sequences_scores, atol=1e-4, rtol=1e-4
+    )
+    assert len({tuple(one.tokens) for one in ours}) > 10
+    assert any(len(one.tokens) < LIMIT - 1 for one in ours)
