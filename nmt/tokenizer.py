@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from nmt.errors import UserError
+from nmt.huggingface import cause_of, library
 from nmt.vocabulary import Special, Vocabulary
 
 _KIND = b"tokenizer\n"
-_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
+# No folder before it, and no code.
+_NAME = re.compile(r"(?!.*\.py$)[\w-]+(\.[\w-]+)*")
 
 
 class TokenizerVocabulary(Vocabulary):
@@ -29,21 +31,25 @@ class TokenizerVocabulary(Vocabulary):
             files = {name: base64.b64decode(text) for name, text in content["files"].items()}
             self.special, self._size = Special(*content["special"]), int(content["size"])
             self._side = str(content["side"])
-            if not all(_NAME.fullmatch(name) for name in files):
-                raise ValueError("a file name with a path")
+            if odd := [name for name in files if not _NAME.fullmatch(name)]:
+                raise ValueError(f"it holds a file {odd[0]!r}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"The tokenizer ({len(model):,} bytes) is damaged ({error}); import the model again."
             ) from None
-        self._bytes = bytes(model)
+        self._bytes, self._files = bytes(model), files
         with tempfile.TemporaryDirectory() as folder:
-            for name, text in files.items():
-                (Path(folder) / name).write_bytes(text)
+            self.write_files(Path(folder))
             self.tokenizer = open_tokenizer(folder)
 
     @property
     def model(self) -> bytes:
         return _KIND + self._bytes
+
+    def write_files(self, folder: Path) -> None:
+        """Writes the tokenizer's own files, as its `save_pretrained` wrote them."""
+        for name, content in self._files.items():
+            (folder / name).write_bytes(content)
 
     def __len__(self) -> int:
         return self._size
@@ -92,14 +98,11 @@ def open_tokenizer(name: str, revision: str = "main") -> Any:
     Raises:
         UserError: transformers is not installed or cannot open it.
     """
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise UserError(f"a tokenizer of transformers needs the extra hf ({error}); pip install -e .[hf]") from None
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-        raise UserError(f"the tokenizer of {name} cannot be opened: {' '.join(str(error).split())[:300]}") from None
+    with library("a tokenizer of transformers") as transformers:
+        try:
+            return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        except Exception as error:  # what it raises for a damaged file depends on the file
+            raise UserError(f"the tokenizer of {name} cannot be opened: {cause_of(error)}") from None
 
 
 def pack(tokenizer: Any, side: str, size: int, special: Special) -> bytes:

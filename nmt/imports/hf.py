@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nmt.errors import UserError
+from nmt.huggingface import cause_of, library
 
 if TYPE_CHECKING:
     from nmt.checkpoint import Checkpoint
@@ -39,27 +40,22 @@ def load(source: str, options: Options) -> "Checkpoint":
 
     network = _open_network(source, options.revision)
     tokenizer = open_tokenizer(source, options.revision)
-    settings, size = network.config.to_dict(), network.get_output_embeddings().out_features
-    if getattr(network.config, "share_encoder_decoder_embeddings", True) is False:
-        raise UserError(f"{source} has a vocabulary each for source and target, which is not supported")
-    if len(tokenizer) > size:
-        raise UserError(
-            f"{source}: its tokenizer has {len(tokenizer)} pieces and the model embeddings for {size} alone; give the "
-            "tokenizer that the model was trained with"
-        )
+    settings, size = _plain(network.config.to_dict()), network.get_output_embeddings().out_features
+    _check_sizes(network, tokenizer, size, source)
     _set_languages(tokenizer, options, source)
     generation = network.generation_config.to_dict()
     padding = _one_id(generation, settings, "pad_token_id", source)
     eos = _one_id(generation, settings, "eos_token_id", source)
+    _check_ends(tokenizer, padding, eos, source)
     start = _start(tokenizer, generation, settings, options, source)
-    prefix, suffix = _frame(tokenizer)
+    prefix, suffix = _frame(tokenizer, source)
     config = PretrainedConfig(settings, start, padding, eos, prefix, suffix, generation)
     # Without an unknown piece, none of a text is unknown.
     unknown = tokenizer.unk_token_id
     special = Special(padding, size if unknown is None else unknown, start[-1], eos)
     sides = ("source", "target") if hasattr(tokenizer, "spm_target") else ("source",)
     packed = [TokenizerVocabulary(pack(tokenizer, side, size, special)) for side in sides]
-    model = Pretrained(config, size, size)
+    model = Pretrained(config, len(tokenizer), size)
     model.network.load_state_dict(network.state_dict())
     model.eval()
     _check_steps(model, network, source)
@@ -70,26 +66,76 @@ def load(source: str, options: Options) -> "Checkpoint":
 
 
 def _open_network(source: str, revision: str) -> Any:
-    try:
+    with library("nmt import hf") as transformers:
         import torch
-        from transformers import AutoConfig, AutoModelForSeq2SeqLM
-    except ImportError as error:
-        raise UserError(f"nmt import hf needs the extra hf ({error}); install it (pip install -e .[hf])") from None
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+        try:
+            config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        except Exception as error:  # what it raises for a damaged file depends on the file
+            raise _no_model(source, error) from None
         if not config.is_encoder_decoder:
             raise UserError(f"{source} is no encoder-decoder ({config.model_type}); give a model that translates")
-        return AutoModelForSeq2SeqLM.from_pretrained(
-            source, revision=revision, trust_remote_code=False, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        cause = " ".join(str(error).split())[:300]
+        try:
+            # A file of torch is read with weights_only, where there is no safetensors.
+            network, told = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+                source,
+                revision=revision,
+                trust_remote_code=False,
+                weights_only=True,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+        except Exception as error:
+            raise _no_model(source, error) from None
+    if missing := sorted(told["missing_keys"]):
         raise UserError(
-            f"{source} cannot be opened: {cause} Give the folder of a model that save_pretrained wrote, or a name on "
-            "the hub when it can be reached"
-        ) from None
+            f"{source} lacks {len(missing)} weights of a {type(network).__name__}, such as {missing[0]}; give a whole "
+            "model, as save_pretrained writes it"
+        )
+    return network.eval()
+
+
+def _no_model(source: str, error: Exception) -> UserError:
+    return UserError(
+        f"{source} cannot be opened: {cause_of(error)} Give the folder of a model that save_pretrained wrote, or a name "
+        "on the hub when it can be reached"
+    )
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without where code of the model's own lies, which does not come along."""
+    return {
+        name: _plain(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name != "auto_map"
+    }
+
+
+def _check_sizes(network: Any, tokenizer: Any, size: int, source: str) -> None:
+    read = network.get_encoder().get_input_embeddings().num_embeddings
+    if getattr(network.config, "share_encoder_decoder_embeddings", True) is False or read != size:
+        raise UserError(f"{source} has a vocabulary each for source and target, which is not supported")
+    if len(tokenizer) > size:
+        raise UserError(
+            f"{source}: its tokenizer has {len(tokenizer)} pieces and the model embeddings for {size} alone; give the "
+            "tokenizer that the model was trained with"
+        )
+
+
+def _check_ends(tokenizer: Any, padding: int, eos: int, source: str) -> None:
+    if padding == eos:
+        raise UserError(
+            f"{source}: {eos} is the id of padding and of the end of a sentence, which could not be learned then; give "
+            "a model with a padding of its own"
+        )
+    for name, known in (("pad", padding), ("eos", eos)):
+        of_tokenizer = getattr(tokenizer, f"{name}_token_id")
+        if of_tokenizer not in (None, known):
+            raise UserError(
+                f"{source}: {name}_token_id is {known} in the model and {of_tokenizer} in its tokenizer; give the "
+                "tokenizer that the model was trained with"
+            )
 
 
 def _set_languages(tokenizer: Any, options: Options, source: str) -> None:
@@ -125,24 +171,33 @@ def _one_id(generation: dict[str, Any], settings: dict[str, Any], name: str, sou
 def _start(
     tokenizer: Any, generation: dict[str, Any], settings: dict[str, Any], options: Options, source: str
 ) -> list[int]:
-    """What the decoder reads before a translation, as `generate` has it."""
-    start = [_one_id(generation, settings, "decoder_start_token_id", source)]
-    forced = generation.get("forced_bos_token_id")
+    """What the decoder reads before a translation, as `generate` has it. A target language is noted in `generation`,
+    so that a model that is exported has it, too."""
+    start = _one_id(generation, settings, "decoder_start_token_id", source)
     if options.target_language is not None:
-        forced = _language_id(tokenizer, options.target_language)
-        if start == [forced]:
-            return start
-    return start if forced is None else [*start, int(forced)]
+        language = _language_id(tokenizer, options.target_language)
+        if start in _special_ids(tokenizer):
+            generation["forced_bos_token_id"] = language
+        else:
+            # It begins with a language code, as mBART does; another language is another start.
+            start = generation["decoder_start_token_id"] = language
+    forced = generation.get("forced_bos_token_id")
+    return [start] if forced is None else [start, int(forced)]
 
 
-def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+def _special_ids(tokenizer: Any) -> set[int | None]:
+    """The ids of special tokens that are no language code."""
+    return {getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "unk", "cls", "sep", "mask")}
+
+
+def _frame(tokenizer: Any, source: str) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and behind a source."""
-    ids = tokenizer("a")["input_ids"]
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = list(tokenizer("a")["input_ids"])
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     for first in range(len(ids) - len(bare) + 1):
-        if ids[first : first + len(bare)] == bare:
-            return list(ids[:first]), list(ids[first + len(bare) :])
-    return [], []
+        if bare and ids[first : first + len(bare)] == bare:
+            return ids[:first], ids[first + len(bare) :]
+    raise UserError(f"{source}: what its tokenizer puts around a text cannot be told ({bare} becomes {ids})")
 
 
 def _check_steps(model: "Pretrained", network: Any, source: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nmt.errors import UserError
+from nmt.huggingface import library
 from nmt.models.seq2seq import Advance, Seq2Seq
 from nmt.tree import map_tree
 
@@ -68,12 +69,13 @@ class Pretrained(Seq2Seq):
         self.forced = len(config.start) - 1
         self.network = _build(config.network)
         self._settle()
-        size = self._head.out_features
-        if max(source_vocabulary, target_vocabulary) > size:
-            raise UserError(
-                f"the tokenizer has {max(source_vocabulary, target_vocabulary)} pieces and the model embeddings for "
-                f"{size} alone; give the tokenizer that the model was trained with"
-            )
+        read = self.network.get_encoder().get_input_embeddings().num_embeddings
+        for pieces, size in ((source_vocabulary, read), (target_vocabulary, self._head.out_features)):
+            if pieces > size:
+                raise UserError(
+                    f"the tokenizer has {pieces} pieces and the model embeddings for {size} alone; give the tokenizer "
+                    "that the model was trained with"
+                )
 
     def _settle(self) -> None:
         """Takes out of the network what a cache that is handed on cannot have."""
@@ -83,12 +85,24 @@ class Pretrained(Seq2Seq):
                 module.layerdrop = 0.0
         if type(self.network.get_output_embeddings()) is not nn.Linear:
             raise UserError(f"{type(self.network).__name__} has an output layer that is not linear; it cannot be used")
+        if self._of_two:
+            _before_output(self.network.decoder)
         names = inspect.signature(self._decoder.forward).parameters
         self._cache_name = "cache" if "cache" in names else "past_key_values"
 
     @property
+    def _of_two(self) -> bool:
+        """Whether it is an EncoderDecoderModel, whose decoder is a language model with an output layer of its own."""
+        return self.network.config.model_type == "encoder-decoder"
+
+    @property
     def _decoder(self) -> Any:
-        return self.network.get_decoder()
+        return self.network.decoder.base_model if self._of_two else self.network.get_decoder()
+
+    def _settings(self, side: str) -> dict[str, Any]:
+        """The settings of "encoder" or "decoder", where they have some of their own, over those of both."""
+        own = self.config.network.get(side)
+        return {**self.config.network, **own} if isinstance(own, dict) else self.config.network
 
     @property
     def _head(self) -> nn.Linear:
@@ -97,7 +111,8 @@ class Pretrained(Seq2Seq):
     @property
     def steps_draw(self) -> bool:
         # Dropout is a function of the network's, and its shares are settings.
-        return any("dropout" in name and share for name, share in self.config.network.items())
+        settings = self._settings("decoder").items()
+        return any(("dropout" in name or name.endswith("pdrop")) and share for name, share in settings)
 
     @property
     def output_layer(self) -> nn.Linear:
@@ -114,6 +129,8 @@ class Pretrained(Seq2Seq):
         self._check_length(tokens.shape[1], "source")
         encoder = self.network.get_encoder()
         hidden = encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+        if hasattr(self.network, "enc_to_dec_proj"):
+            hidden = self.network.enc_to_dec_proj(hidden)
         read = torch.tensor(self.config.start, device=source.device).expand(len(source), -1)
         cache = _cache((), ())
         self._run(self.embed(read), hidden, mask, cache)
@@ -175,7 +192,9 @@ class Pretrained(Seq2Seq):
         )
 
     def _check_length(self, length: int, what: str) -> None:
-        most = self.config.network.get("max_position_embeddings")
+        settings = self._settings("encoder" if what == "source" else "decoder")
+        # T5's n_positions bounds nothing.
+        most = settings.get("max_position_embeddings", settings.get("n_positions") if self._of_two else None)
         if most is not None and length > most:
             raise UserError(
                 f"a {what} has {length} tokens and the model positions for {most} alone; give shorter lines, or lower "
@@ -198,6 +217,8 @@ class Pretrained(Seq2Seq):
     def output_inputs(self, features: Tensor) -> Tensor:
         if getattr(self.network.config, "scale_decoder_outputs", False):
             return features * self.network.config.d_model**-0.5
+        if self._of_two and (before := _before_output(self.network.decoder)) is not None:
+            return before(features)
         return features
 
     def project(self, features: Tensor) -> Tensor:
@@ -211,17 +232,30 @@ class Pretrained(Seq2Seq):
 
 
 def _build(settings: dict[str, Any]) -> Any:
-    try:
-        from transformers import AutoConfig, AutoModelForSeq2SeqLM
-    except ImportError as error:
-        raise UserError(
-            f"a model of transformers needs the extra hf ({error}); install it (pip install -e .[hf])"
-        ) from None
     known = dict(settings)
-    # Eager attention tells its weights, which alignments and the coverage penalty read.
-    kind = type(AutoConfig.for_model(known.pop("model_type")))
-    config = kind.from_dict(known, attn_implementation="eager")
-    return AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    with library("a model of transformers") as transformers:
+        config = transformers.CONFIG_MAPPING[known.pop("model_type")].from_dict(known)
+        # Eager attention tells its weights, which alignments and the coverage penalty read. It is set for the parts of
+        # an EncoderDecoderModel, too, and may be no name of code on the hub.
+        config._attn_implementation = "eager"
+        return transformers.AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
+
+
+def _before_output(decoder: Any) -> Callable[[Tensor], Tensor] | None:
+    """What a language model of transformers applies to its last hidden state before the output layer.
+
+    Raises:
+        UserError: this is not known of it.
+    """
+    head = getattr(decoder, "lm_head", None)
+    inner = getattr(getattr(decoder, "cls", None), "predictions", None)
+    if inner is not None and hasattr(inner, "transform"):  # BERT and its like
+        return inner.transform
+    if hasattr(head, "dense") and hasattr(head, "layer_norm"):  # RoBERTa and its like
+        return lambda hidden: head.layer_norm(nn.functional.gelu(head.dense(hidden)))
+    if head is not None and (head is decoder.get_output_embeddings() or hasattr(head, "decoder")):
+        return None
+    raise UserError(f"{type(decoder).__name__} has an output layer that is not known; it cannot be used as a decoder")
 
 
 def _cache(own: Cache, cross: Cache) -> Any:
