@@ -23,7 +23,7 @@ VERBS = {
     "average": "the mean of several models' weights",
     "rescore": "choose from n-best lists by models, tuned weights or minimum Bayes risk",
     "import": "take over a model of another toolkit",
-    "export": "write a model as ONNX graphs that run without torch",
+    "export": "write a model as ONNX graphs that run without torch, or for transformers",
     "evaluate": "BLEU, chrF, TER or COMET of translations or models, with paired tests",
     "shortlist": "learn which target pieces a source piece can ask for, for faster decoding",
     "corpus": "fetch, check or prepare the corpus of a card",

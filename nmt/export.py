@@ -2,9 +2,6 @@
 
 import json
 import logging
-import os
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +15,8 @@ from torch import nn
 from nmt import __version__
 from nmt.checkpoint import Checkpoint
 from nmt.errors import UserError
-from nmt.models import FusedRNNsearch, decoding_form
+from nmt.lines import atomic_folder, check_empty
+from nmt.models import FusedRNNsearch, Pretrained, decoding_form
 from nmt.models.portable import EncoderGraph, StepGraph
 from nmt.runner.folder import CONFIG, PARTS, Exported, Special, describe
 from nmt.runner.settings import Settings
@@ -53,7 +51,7 @@ def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings 
         languages=languages if isinstance(languages, dict) else {},
     )
     config = json.dumps(describe(names, exported, __version__), indent=2, ensure_ascii=False) + "\n"
-    with _whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         for part, name in names.items():
             (temporary / name).write_bytes(exported.files[part])
         (temporary / CONFIG).write_text(config, encoding="utf-8")
@@ -72,15 +70,17 @@ def check_ready(folder: Path) -> None:
         raise UserError(
             f"Export needs onnx and onnxscript ({error}); install the extra (pip install -e .[onnx])."
         ) from None
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there and holds something; give a new folder, or remove it first")
+    check_empty(folder)
 
 
 def _graphs(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
     """Encoder and step as ONNX writes them to files."""
     form = decoding_form(checkpoint.model.cpu().eval())
     if not isinstance(form, FusedRNNsearch):
-        raise UserError(f"A {type(checkpoint.model).__name__} model cannot be exported; give an RNNsearch.")
+        other = "; --format hf writes it for transformers" if isinstance(checkpoint.model, Pretrained) else ""
+        raise UserError(
+            f"A {type(checkpoint.model).__name__} model cannot be exported as ONNX; give an RNNsearch{other}."
+        )
     # Every size is another one, so that none is taken for another.
     rows, length, slots = 2, 3, 5
     batch, source_length, width = (torch.export.Dim(name) for name in ("batch", "length", "slots"))
@@ -152,18 +152,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Lends a temporary folder beside `folder`; renames it when the block ends without error."""
-    final = Path(os.path.realpath(folder))
-    temporary = final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, final)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

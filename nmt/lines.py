@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import os
 import secrets
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -127,6 +128,39 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Lends a temporary folder beside `path`, for files alone; renames it to `path` when the block ends without error.
+
+    Raises:
+        UserError: the operating system refuses, or there is a folder of that name which holds something.
+    """
+    final = Path(os.path.realpath(path))
+    temporary = final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.iterdir():
+            sync(file)
+        os.replace(temporary, final)
+        with contextlib.suppress(OSError):  # some file systems cannot
+            sync(final.parent)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_empty(folder: Path) -> None:
+    """Tells before anything is made what `atomic_folder` would tell in the end.
+
+    Raises:
+        UserError: the folder holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there and holds something; give a new folder, or remove it first")
 
 
 def sync(path: Path) -> None:

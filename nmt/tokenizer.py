@@ -13,6 +13,8 @@ from nmt.huggingface import cause_of, library
 from nmt.vocabulary import Special, Vocabulary
 
 _KIND = b"tokenizer\n"
+# What the model has embeddings for and the tokenizer no piece: a search may choose it all the same.
+_UNUSED = "<unused {}>"
 # No folder before it, and no code.
 _NAME = re.compile(r"(?!.*\.py$)[\w-]+(\.[\w-]+)*")
 
@@ -72,14 +74,16 @@ class TokenizerVocabulary(Vocabulary):
     def pieces(self, ids: Sequence[int]) -> list[str]:
         known = len(self.tokenizer)
         return [
-            str(self.tokenizer.convert_ids_to_tokens(i)) if i < known else f"<unused {i}>"
+            str(self.tokenizer.convert_ids_to_tokens(i)) if i < known else _UNUSED.format(i)
             for i in map(self._checked, ids)
         ]
 
     def ids(self, pieces: Sequence[str]) -> list[int]:
         found = self.tokenizer.convert_tokens_to_ids(list(pieces))
-        for piece, i in zip(pieces, found, strict=True):
-            if i is None or self.pieces([i]) != [piece]:
+        unused = {_UNUSED.format(i): i for i in range(len(self.tokenizer), self._size)}
+        for place, piece in enumerate(pieces):
+            found[place] = unused.get(piece, found[place])
+            if found[place] is None or self.pieces([found[place]]) != [piece]:
                 raise ValueError(f"the vocabulary has no piece '{piece}'")
         return found
 
@@ -114,7 +118,10 @@ def pack(tokenizer: Any, side: str, size: int, special: Special) -> bytes:
         size: how many ids the model knows, which may be more than the tokenizer has.
         special: the ids with a meaning.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    # Where it was opened from is none of its own settings; without, equal tokenizers have equal bytes.
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
+    with tempfile.TemporaryDirectory() as folder, library("a tokenizer of transformers"):
         tokenizer.save_pretrained(folder)
         files = {path.name: base64.b64encode(path.read_bytes()).decode() for path in sorted(Path(folder).iterdir())}
     content = {"files": files, "side": side, "size": size, "special": list(special)}

@@ -98,8 +98,8 @@ def _open_network(source: str, revision: str) -> Any:
 
 def _no_model(source: str, error: Exception) -> UserError:
     return UserError(
-        f"{source} cannot be opened: {cause_of(error)} Give the folder of a model that save_pretrained wrote, or a name "
-        "on the hub when it can be reached"
+        f"{source} cannot be opened: {cause_of(error)} Give the folder of a model that save_pretrained wrote, or a "
+        "name on the hub when it can be reached"
     )
 
 
