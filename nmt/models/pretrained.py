@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nmt.errors import UserError
 from nmt.huggingface import library
+from nmt.models.int8 import take_outputs
 from nmt.models.seq2seq import Advance, Seq2Seq
 from nmt.tree import map_tree
 
@@ -115,13 +116,21 @@ class Pretrained(Seq2Seq):
         return any(("dropout" in name or name.endswith("pdrop")) and share for name, share in settings)
 
     @property
-    def output_layer(self) -> nn.Linear:
-        bias = getattr(self.network, "final_logits_bias", None)
+    def output_layer(self) -> nn.Linear | None:
+        head, bias = self._head, self._output_bias
+        if type(head) is not nn.Linear:
+            return None
         if bias is None:
-            return self._head
+            return head
         layer = nn.Linear(1, 1, device="meta")
-        layer.weight, layer.bias = self._head.weight, nn.Parameter(bias.view(-1), requires_grad=False)
+        layer.weight, layer.bias = head.weight, nn.Parameter(bias, requires_grad=False)
         return layer
+
+    @property
+    def _output_bias(self) -> Tensor | None:
+        """What Marian and BART add beside the output layer, (vocabulary,)."""
+        bias = getattr(self.network, "final_logits_bias", None)
+        return None if bias is None else bias.view(-1)
 
     def encode(self, source: Tensor, lengths: Tensor) -> PretrainedMemory:
         ends = lengths.to(source.device)
@@ -222,13 +231,18 @@ class Pretrained(Seq2Seq):
         return features
 
     def project(self, features: Tensor) -> Tensor:
-        return self.output_layer(self.output_inputs(features))
+        inputs, layer, bias = self.output_inputs(features), self.output_layer, self._output_bias
+        if layer is not None:
+            return layer(inputs)
+        logits = self._head(inputs)  # of 8 bits
+        return logits if bias is None else logits + bias
 
     def narrow(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
-        layer = self.output_layer
-        weight = layer.weight.index_select(0, candidates)
-        bias = None if layer.bias is None else layer.bias.index_select(0, candidates)
-        return lambda inputs: nn.functional.linear(inputs, weight, bias)
+        layer, bias = take_outputs(self._head, candidates), self._output_bias
+        if bias is None:
+            return layer
+        own = bias.index_select(0, candidates)
+        return lambda inputs: layer(inputs) + own
 
 
 def _build(settings: dict[str, Any]) -> Any:
