@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nmt.batching import pad
 from nmt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmt.imports.hf import Options, load
+from nmt.models import Pretrained
 
 SIZE = 60
 WORDS = [f"{a}{b}" for a in "bdfgklmnp" for b in "aeiou"]
@@ -76,7 +78,7 @@ def make_network(kind: str, seed: int = 1) -> Any:
 
     # With these, most inputs have an output of their own, and some of them end by themselves.
     spread, scaled, first = {
-        "marian": (0.5, True, 2), "bart": (0.3, False, 4), "mbart": (0.8, False, 1), "m2m100": (0.8, False, 3),
+        "marian": (0.5, True, 2), "bart": (0.6, True, 1), "mbart": (0.8, False, 1), "m2m100": (0.8, False, 3),
         "t5": (2.5, False, 5), "bert2bert": (0.2, False, 1),
     }[kind]  # fmt: skip
     torch.manual_seed(first + seed - 1)
@@ -117,10 +119,8 @@ def make_network(kind: str, seed: int = 1) -> Any:
             relative_attention_num_buckets=8, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
         )  # fmt: skip
         network = transformers.T5ForConditionalGeneration(config)
-    if kind in ("marian", "mbart"):
+    if kind in ("marian", "bart", "mbart"):
         network.final_logits_bias[0, 2] = 2.0
-    if kind == "bart":
-        network.final_logits_bias[0, 7] = -1.0
     return network.eval()
 
 
@@ -133,3 +133,26 @@ def save(kind: str, folder: Path, seed: int = 1) -> Any:
         network.save_pretrained(folder)
     make_tokenizer(kind).save_pretrained(folder)
     return network
+
+
+def model_of(case: Case) -> Pretrained:
+    model = case.checkpoint.model
+    assert isinstance(model, Pretrained)
+    return model
+
+
+def sources(case: Case, rows: int = INPUTS) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lines as our vocabulary has them: ids and lengths."""
+    model = model_of(case)
+    return pad(case.checkpoint.source_vocabulary.encode(case.lines[:rows]), model.padding, model.eos)
+
+
+def targets(case: Case, rows: int = INPUTS) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts that have nothing to do with them."""
+    model = model_of(case)
+    return pad(case.checkpoint.target_vocabulary.encode(case.lines[::-1][:rows]), model.padding, model.eos)
+
+
+def framed(case: Case) -> dict[str, torch.Tensor]:
+    """The lines as transformers' own tokenizer has them."""
+    return dict(case.tokenizer(case.lines, return_tensors="pt", padding=True, return_token_type_ids=False))

@@ -10,10 +10,9 @@ pytest.importorskip("transformers")
 
 from transformers import LogitsProcessorList
 
-from nmt.checkpoint import Checkpoint
 from nmt.models import Pretrained
 from nmt.search import SearchConfig, beam_search
-from tests.unit.test_pretrained import draw, framed, imported  # noqa: F401
+from tests.unit.pretrained import KINDS, Case, framed, make_case, model_of, sources, targets
 
 LIMIT = 12
 
@@ -36,12 +35,16 @@ class OurLimits:
         return scores.masked_fill(~allowed, -torch.inf)
 
 
-def let_end(network: Any, model: Pretrained, by: float) -> None:
+@pytest.fixture(scope="module", params=(*KINDS, "mbart"))
+def case(request: Any, tmp_path_factory: Any) -> Case:
+    return make_case(request.param, tmp_path_factory.mktemp("models") / request.param)
+
+
+def let_end(case: Case, network: Any, model: Pretrained, by: float) -> None:
     """Raises the logit of EOS by about so much, where a random network would hardly ever end."""
-    _, source, lengths = draw(model, 50)
-    _, target, _ = draw(model, 50, seed=4)
     with torch.no_grad():
-        features = model.output_inputs(model.teacher_force(target, model.encode(source, lengths))).flatten(0, 1)
+        memory = model.encode(*sources(case, 50))
+        features = model.output_inputs(model.teacher_force(targets(case, 50)[0], memory)).flatten(0, 1)
         usual = features.mean(dim=0)
         model.network.get_output_embeddings().weight[model.eos] += by * usual / usual.square().sum()
     network.load_state_dict(model.network.state_dict())
@@ -50,20 +53,13 @@ def let_end(network: Any, model: Pretrained, by: float) -> None:
 @pytest.mark.parametrize(
     ("early_stopping", "stop", "penalty"), [(False, "present", 0.5), (True, "full", 1.0), ("never", "exact", 1.0)]
 )
-def test_beam_search_finds_what_generate_finds(
-    imported: tuple[Any, Checkpoint],  # noqa: F811
-    early_stopping: Any,
-    stop: Any,
-    penalty: float,
-) -> None:
-    network, model = copy.deepcopy((imported[0], imported[1].model))
-    assert isinstance(model, Pretrained)
-    let_end(network, model, 3.0)
-    _, source, lengths = draw(model, 200)
+def test_beam_search_finds_what_generate_finds(case: Case, early_stopping: Any, stop: Any, penalty: float) -> None:
+    network, model = copy.deepcopy((case.network, model_of(case)))
+    let_end(case, network, model, 3.0)
     config = SearchConfig(5, alpha=penalty, max_ratio=0, max_extra=LIMIT, refill=True, stop=stop)
-    ours = [found[0] for found in beam_search(model, source, lengths, config)]
+    ours = [found[0] for found in beam_search(model, *sources(case), config)]
     written = network.generate(
-        **framed(model, source, lengths),
+        **framed(case),
         num_beams=5,
         do_sample=False,
         early_stopping=early_stopping,

@@ -8,14 +8,13 @@ import torch
 
 pytest.importorskip("transformers")
 
-from nmt.batching import Batch, pad
-from nmt.models import Pretrained
+from nmt.batching import Batch
 from nmt.objectives import CrossEntropy, CrossEntropyConfig, SoftBeam, SoftBeamConfig
 from nmt.search import SearchConfig, forced_search
 from nmt.search.soft import SoftSearchConfig, soft_beam_search
 from nmt.translator import Translator
 from nmt.tree import leaves
-from tests.unit.pretrained import INPUTS, KINDS, OTHERS, SIZE, Case, make_case
+from tests.unit.pretrained import INPUTS, KINDS, OTHERS, SIZE, Case, framed, make_case, model_of, sources, targets
 from tests.unit.test_search import hard_steps
 
 LIMIT = 30
@@ -24,29 +23,6 @@ LIMIT = 30
 @pytest.fixture(scope="module", params=(*KINDS, *OTHERS))
 def case(request: Any, tmp_path_factory: Any) -> Case:
     return make_case(request.param, tmp_path_factory.mktemp("models") / request.param)
-
-
-def model_of(case: Case) -> Pretrained:
-    model = case.checkpoint.model
-    assert isinstance(model, Pretrained)
-    return model
-
-
-def sources(case: Case, rows: int = INPUTS) -> tuple[torch.Tensor, torch.Tensor]:
-    """The lines as our vocabulary has them: ids and lengths."""
-    model = model_of(case)
-    return pad(case.checkpoint.source_vocabulary.encode(case.lines[:rows]), model.padding, model.eos)
-
-
-def targets(case: Case, rows: int = INPUTS) -> tuple[torch.Tensor, torch.Tensor]:
-    """Texts that have nothing to do with them."""
-    model = model_of(case)
-    return pad(case.checkpoint.target_vocabulary.encode(case.lines[::-1][:rows]), model.padding, model.eos)
-
-
-def framed(case: Case) -> dict[str, torch.Tensor]:
-    """The lines as transformers' own tokenizer has them."""
-    return dict(case.tokenizer(case.lines, return_tensors="pt", padding=True, return_token_type_ids=False))
 
 
 def test_log_probabilities_are_those_of_transformers(case: Case) -> None:
