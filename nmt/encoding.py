@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.pool import map_in_order
-from nmt.vocabulary import PAD, UNK, Vocabulary
+from nmt.vocabulary import UNK, Vocabulary
 
 if TYPE_CHECKING:
     import pyarrow
@@ -276,10 +276,11 @@ def _salvaged(
             return done
         for batch, lines in zip(reader, _chunks(pairs), strict=False):
             batch.validate(full=True)
-            # A machine that went down may have left zeros, which are valid, too.
+            # A machine that went down may have left zeros, which are valid, too. Where 0 is a piece like others, the
+            # rest is encoded anew.
             same = all(batch.column(2 + side).to_pylist() == lines[side] for side in (0, 1))
             ids = [_ids_of(batch.column(side)).values for side in (0, 1)]
-            known = all(not len(i) or (i.min() > PAD and i.max() < len(v))
+            known = all(not len(i) or (i.min() > 0 and i.max() < len(v))
                         for i, v in zip(ids, vocabularies, strict=True))  # fmt: skip
             if batch.num_rows != _CHUNK or not (same and known):
                 break

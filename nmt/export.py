@@ -20,7 +20,7 @@ from nmt.models import FusedRNNsearch, Pretrained, decoding_form
 from nmt.models.portable import EncoderGraph, StepGraph
 from nmt.runner.folder import CONFIG, PARTS, Exported, Special, describe
 from nmt.runner.settings import Settings
-from nmt.vocabulary import BOS, EOS, PAD, UNK
+from nmt.vocabulary import BOS, EOS, PAD, UNK, SentencePiece
 
 
 def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings | None = None) -> None:
@@ -38,6 +38,9 @@ def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings 
     folder = Path(folder)
     check_ready(folder)
     encoder, step = _graphs(checkpoint)
+    for vocabulary in (checkpoint.source_vocabulary, checkpoint.target_vocabulary):
+        if not isinstance(vocabulary, SentencePiece):
+            raise UserError("The runner reads SentencePiece models alone, and this model's vocabulary is none.")
     source, target = checkpoint.source_vocabulary.model, checkpoint.target_vocabulary.model
     joint = source == target
     names = dict(zip(PARTS, ("encoder.onnx", "step.onnx", "source.model", "target.model"), strict=True))

@@ -87,7 +87,7 @@ def prepare(
         before = _modified(cache)
         corpus = encode_pairs(part, *both, cache, max_unknown=config.max_unknown, processes=processes)
         made = before.get(corpus.path) != corpus.path.stat().st_mtime_ns
-        splits.append(_split(part.name, corpus, config.max_length, made))
+        splits.append(_split(part.name, corpus, both, config.max_length, made))
     return Preparation(
         str(cache), (len(both[0]), len(both[1])), (both[0].checksum(), both[1].checksum()), tuple(splits)
     )
@@ -102,13 +102,15 @@ def _modified(cache: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in cache.glob("encoded-*.arrow")}
 
 
-def _split(name: str, corpus: EncodedCorpus, max_length: int, made: bool) -> EncodedSplit:
+def _split(
+    name: str, corpus: EncodedCorpus, both: tuple[Vocabulary, Vocabulary], max_length: int, made: bool
+) -> EncodedSplit:
     source, target = corpus.source_lengths, corpus.target_lengths
     return EncodedSplit(
         name=name,
         pairs=len(corpus),
         pieces=(int(source.sum(dtype="int64")), int(target.sum(dtype="int64"))),
-        unknown=corpus.unknown_counts(),
+        unknown=corpus.unknown_counts((both[0].special.unknown, both[1].special.unknown)),
         too_long=int(((source > max_length) | (target > max_length)).sum()),
         path=str(corpus.path),
         made=made,

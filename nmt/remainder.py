@@ -57,7 +57,7 @@ def search_states(
     lengths = [len(source) + 1 for source in sources]
     for rows in evaluation_batches(lengths, max(batch_tokens, max(lengths))):
         chosen = [sources[row] for row in rows]
-        source, sizes = pad(chosen)
+        source, sizes = pad(chosen, model.padding, model.eos)
         candidates, allowed = shortlist.candidates(chosen)
         observed = _Observed(model, candidates.to(device), allowed.to(device), seen)
         beam_search(observed, source.to(device), sizes, SearchConfig(beam_size=5))

@@ -28,8 +28,6 @@ from nmt.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-# PAD, UNK, BOS and EOS are always candidates, and keep their ids among them.
-_SPECIAL = 4
 
 
 class Shortlist:
@@ -37,7 +35,7 @@ class Shortlist:
 
     Attributes:
         best: (source vocabulary, n) int32, target ids, best first; -1 where there are fewer.
-        frequent: (m,) int32, candidates of every sentence, the special ids among them.
+        frequent: (m,) int32, ascending, candidates of every sentence, the special ids among them.
         checksums: of the source and the target vocabulary.
         remainder: what a model gives to all that is no candidate; without it, its probabilities are those among the
             candidates.
@@ -79,11 +77,13 @@ class Shortlist:
         sources, targets = source.encode([a for a, _ in pairs]), target.encode([b for _, b in pairs])
         lexicon = learn_lexicon(sources, targets, max(len(source), len(target)), iterations=iterations)
         counts = np.bincount(np.fromiter((i for ids in targets for i in ids), dtype=np.int64), minlength=len(target))
-        counts[:_SPECIAL] = 0
+        # Where there is no unknown piece, its id is none of the vocabulary.
+        special = np.array(sorted({i for i in target.special if i < len(target)}))
+        counts[special] = 0
         common = np.argsort(-counts, kind="stable")[:frequent]
         common = common[counts[common] > 0]
-        always = np.concatenate([np.arange(_SPECIAL), np.sort(common)]).astype(np.int32)
-        return cls(_best_of(lexicon, len(source), best), always, (source.checksum(), target.checksum()))
+        always = np.sort(np.concatenate([special, common])).astype(np.int32)
+        return cls(_best_of(lexicon, len(source), best, special), always, (source.checksum(), target.checksum()))
 
     def candidates(self, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Of a batch.
@@ -174,12 +174,13 @@ def _fingerprint(model: Seq2Seq) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def _best_of(lexicon: Lexicon, vocabulary: int, count: int) -> NDArray[np.int32]:
-    """The targets of every source, best first, (vocabulary, count), -1 where there are fewer."""
+def _best_of(lexicon: Lexicon, vocabulary: int, count: int, special: NDArray[np.int64]) -> NDArray[np.int32]:
+    """The targets of every source, best first and none of them special, (vocabulary, count), -1 where there are
+    fewer."""
     order = np.lexsort((lexicon.target, -lexicon.probability, lexicon.source))
     source, target = lexicon.source[order], lexicon.target[order]
     rank = np.arange(len(source)) - np.searchsorted(source, source)
-    kept = (rank < count) & (target >= _SPECIAL) & (source < vocabulary)
+    kept = (rank < count) & ~np.isin(target, special) & (source < vocabulary)
     best = np.full((vocabulary, count), -1, dtype=np.int32)
     best[source[kept], rank[kept]] = target[kept]
     return best

@@ -62,9 +62,10 @@ class TokenizerVocabulary(Vocabulary):
         name = "text_target" if self._side == "target" else "text"
         # A line of any length is no cause for a warning: LengthLimit tells what happens to it.
         found = self.tokenizer(**{name: list(lines)}, add_special_tokens=False, verbose=False)["input_ids"]
-        kept = {self.special.padding, self.special.bos, self.special.eos}
-        # "</s>" in a text is a word, not an end.
-        return [[i if i not in kept else self.special.unknown for i in ids] for ids in found]
+        kept, unknown = {self.special.padding, self.special.bos, self.special.eos}, self.special.unknown
+        # "</s>" in a text is a word, not an end, and an unknown one; without a piece for that it is left out.
+        instead = [unknown] if unknown < self._size and unknown not in kept else []
+        return [[j for i in ids for j in ([i] if i not in kept else instead)] for ids in found]
 
     def sample(self, lines: Sequence[str], seed: int, strength: float = 0.1) -> list[list[int]]:
         if strength == 0:

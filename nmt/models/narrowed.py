@@ -19,9 +19,9 @@ class NarrowedMemory(NamedTuple):
 class Narrowed(Seq2Seq):
     """A model over candidates instead of a vocabulary: token i is candidate i. Features are its logits.
 
-    The special ids have to be candidates, and to be the same among them. Padding, which no hypothesis holds, has the
-    logit of all that is no candidate, so that probabilities are those over the whole vocabulary, nearly; without a
-    remainder they are those among the candidates.
+    The special ids have to be candidates; here they are their places among them. Padding, which no hypothesis holds,
+    has the logit of all that is no candidate, so that probabilities are those over the whole vocabulary, nearly;
+    without a remainder they are those among the candidates.
     """
 
     def __init__(self, model: Seq2Seq, candidates: Tensor, allowed: Tensor, remainder: Remainder | None = None) -> None:
@@ -33,7 +33,10 @@ class Narrowed(Seq2Seq):
             allowed: (batch, candidates), whether a candidate is one of the sentence.
             remainder: of the model, learned for candidates such as these.
         """
-        super().__init__(model.padding, model.bos, model.eos)
+        special = torch.tensor([model.padding, model.bos, model.eos], device=candidates.device)
+        places = torch.searchsorted(candidates, special).clamp(max=len(candidates) - 1)
+        assert torch.equal(candidates[places], special)
+        super().__init__(*places.tolist())
         self.forced = model.forced
         # In a tuple, so that the model does not become a part of this one, which is made for each batch.
         self._model = (model,)
@@ -41,8 +44,6 @@ class Narrowed(Seq2Seq):
         self._allowed = allowed
         self._project = model.narrow(candidates)
         self._remainder = remainder
-        special = torch.tensor([self.padding, self.bos, self.eos], device=candidates.device)
-        assert torch.equal(candidates[special], special)
 
     def parameters(self, recurse: bool = True) -> Any:
         return self._model[0].parameters(recurse)
