@@ -176,6 +176,7 @@ def _start(
     start = _one_id(generation, settings, "decoder_start_token_id", source)
     if options.target_language is not None:
         language = _language_id(tokenizer, options.target_language)
+        assert language is not None  # `_set_languages` has looked
         if start in _special_ids(tokenizer):
             generation["forced_bos_token_id"] = language
         else:

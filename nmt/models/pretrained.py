@@ -261,7 +261,7 @@ def _before_output(decoder: Any) -> Callable[[Tensor], Tensor] | None:
     Raises:
         UserError: this is not known of it.
     """
-    head = getattr(decoder, "lm_head", None)
+    head: Any = getattr(decoder, "lm_head", None)
     inner = getattr(getattr(decoder, "cls", None), "predictions", None)
     if inner is not None and hasattr(inner, "transform"):  # BERT and its like
         return inner.transform
