@@ -97,7 +97,7 @@ class Pretrained(Seq2Seq):
     @property
     def steps_draw(self) -> bool:
         # Dropout is a function of the network's, and its shares are settings.
-        return any("dropout" in name and share for name, share in self.config.network.items())
+        return super().steps_draw or any("dropout" in name and share for name, share in self.config.network.items())
 
     @property
     def output_layer(self) -> nn.Linear:
