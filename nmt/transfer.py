@@ -31,6 +31,7 @@ class Transfer:
         ignored: tensors of the model that have no place, and why.
         settings: keys of section model that differ: the model's value and the run's.
         kept: the sides whose vocabulary is the model's.
+        ignored_keys: of the run's configuration, what the model decides.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Transfer:
     ignored: dict[str, str] = field(default_factory=dict)
     settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
+    ignored_keys: list[str] = field(default_factory=list)
 
     def as_row(self) -> dict[str, Any]:
         """All of it, with every name, as what JSON can hold."""
@@ -72,7 +74,7 @@ class Transfer:
             yield f"loaded {copied:,} of {count:,} rows of {', '.join(names)}: the pieces that the model has{others}"
         for name, (theirs, ours) in self.settings.items():
             yield f"model.{name} is {ours}; the loaded model has {theirs}"
-        keys = "; ignored: data.vocabulary but for its sampling" if len(self.kept) == 2 else ""
+        keys = f"; ignored: {' and '.join(self.ignored_keys)}" if self.ignored_keys else ""
         yield f"reset: optimiser, schedule, count of updates, best dev BLEU{keys}"
         if self.ignored:
             yield f"ignored of the loaded model ({_count(self.ignored)}): {_grouped(self.ignored)}"
@@ -100,6 +102,10 @@ def transfer(found: Checkpoint, new: Checkpoint, source: str = "") -> Transfer:
     done = Transfer(source, told, settings=_changed(found, new))
     places = _shared_places(found, new)
     done.kept = [side for side in ("source", "target") if side not in places]
+    if not places:
+        done.ignored_keys.append("data.vocabulary but for its sampling")
+    if not isinstance(new.model, Recurrent):
+        done.ignored_keys.append("section model")
     row_sides = new.model.row_sides if isinstance(new.model, Recurrent) else {}
     first_names: dict[int, str] = {}
     for name, tensor in ours.items():
