@@ -86,7 +86,7 @@ def transfer(found: Checkpoint, new: Checkpoint, source: str = "") -> Transfer:
     A tensor of the same name and shape is the model's. Of a vocabulary that is another than the model's, rows of the
     embeddings and of the output layer are copied where both have a piece of that spelling, and where an id has the same
     meaning (padding, unknown, BOS, EOS). The other rows begin as the mean of the copied ones (Hewitt, "Initializing new
-    word embeddings for pretrained language models", 2021): a new piece is then as likely as the known ones are on
+    word embeddings for pretrained language models", 2021): a new piece is then no likelier than the known ones are on
     average, and no row that was drawn outweighs those that were trained. Where there is none, they are as drawn.
 
     Args:
