@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from nmt.adapters import plain_state
 from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.models import Luong, Pretrained, PretrainedConfig, RNNsearch, RNNsearchConfig, Seq2Seq
@@ -64,7 +65,9 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[int, str] = {}
-    for name, tensor in model.state_dict().items():
+    # To the end of the loop: memory that is let go of may be that of another tensor.
+    state = plain_state(model)
+    for name, tensor in state.items():
         # Tied weights are one tensor under several names; safetensors keeps each tensor once.
         first = seen.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
         if first != name:

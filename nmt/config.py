@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nmt.adapters import LoraConfig
 from nmt.errors import UserError
 from nmt.models.recurrent import RNNsearchConfig
 from nmt.objectives import BSOConfig, CrossEntropyConfig, MinRiskConfig, ScheduledSamplingConfig, SoftBeamConfig
@@ -129,6 +130,8 @@ class TrainerConfig:
     keep: int = 0
     """How many of the last validated models the run's folder keeps, as model.UPDATE.safetensors, for nmt average; the
     validation at the end counts only if validate_every divides it. 0: the best one alone."""
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that stay as they are, by patterns of their names (encoder.*, *embedding*) or the names of modules."""
 
     def __post_init__(self) -> None:
         _check_least(
@@ -138,6 +141,10 @@ class TrainerConfig:
         # What starts more ends without a word from us.
         _check_most("trainer", self, 1024, "threads", "devices")
         _check_choice("trainer", self, precision=("32", "bf16", "16"), device=("auto", "cpu", "gpu"))
+        if not all(self.freeze):
+            raise UserError(
+                "trainer.freeze has an empty pattern; give names of parameters (encoder.*), or leave it out"
+            )
         for name in ("max_epochs", "max_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -161,6 +168,7 @@ class TrainConfig:
     min_risk: MinRiskConfig = field(default_factory=MinRiskConfig)
     bso: BSOConfig = field(default_factory=BSOConfig)
     soft_beam: SoftBeamConfig = field(default_factory=SoftBeamConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -172,6 +180,11 @@ class TrainConfig:
         _check_least("", self, 0, "seed")
         _check_most("", self, 2**63 - 1, "seed")
         _check_choice("", self, objective=("cross_entropy", "scheduled_sampling", "min_risk", "bso", "soft_beam"))
+        if self.lora.rank and self.trainer.freeze:
+            raise UserError(
+                f"lora.rank is {self.lora.rank}, which freezes all but the adapters, and trainer.freeze is given, too; "
+                "leave that out, and choose layers by lora.targets"
+            )
         if not self.run:
             raise UserError("run is empty; give the folder of the run")
 

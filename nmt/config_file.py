@@ -107,11 +107,26 @@ def parse_run(words: Sequence[str], parser: Any = None) -> tuple[Any, "TrainConf
 
     for path in files_among(words):
         check_config_file(path, TrainConfig)
-    if parser is None:
-        parser = run_parser("train", DESCRIPTION, USAGE)
-        parser.add_argument("--resume", default=None, metavar="RUN", help="folder of the run to go on with")
-    chosen = parse(parser, words)
+    chosen = parse(parser or _train_parser(), words)
     return chosen, take(chosen, TrainConfig)
+
+
+def given_among(words: Sequence[str], section: str) -> set[str]:
+    """The keys of a section that flags or configuration files of `nmt train` give, whatever their value.
+
+    Args:
+        words: that `parse_run` has understood.
+        section: such as "model".
+    """
+    known = _train_parser().parse_args(list(words), defaults=False)
+    prefix = f"{section}."
+    return {key.removeprefix(prefix) for key in known.keys() if key.startswith(prefix)}  # noqa: SIM118
+
+
+def _train_parser() -> Any:
+    parser = run_parser("train", DESCRIPTION, USAGE)
+    parser.add_argument("--resume", default=None, metavar="RUN", help="folder of the run to go on with")
+    return parser
 
 
 def run_parser(verb: str, description: str, usage: str) -> Any:

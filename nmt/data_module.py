@@ -5,7 +5,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from nmt.corpus import Pairs, load_card, pairs_from_files
 from nmt.encoding import EncodedCorpus, encode_pairs
 from nmt.errors import UserError
 from nmt.lines import atomic_path
+from nmt.tokenizer import TokenizerVocabulary
 from nmt.vocabulary import SentencePiece, Vocabulary, VocabularyConfig, train_vocabularies
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ class TranslationData(pl.LightningDataModule):
     Args:
         config: section `data`.
         seed: of the vocabulary and of the order of the batches.
-        vocabularies: of a checkpoint, source and target; None: trained on the training text.
+        vocabularies: of a checkpoint, source and target; None: trained on the training text. Those that
+            config.vocabulary.renew names are trained, too.
         rank, world: which process of how many this is, see `TrainingStream`.
     """
 
@@ -51,8 +53,8 @@ class TranslationData(pl.LightningDataModule):
         self.trained_batches = 0
         self.train_pairs, self.dev_pairs = read_pairs(config)
         cache = Path(config.cache) if config.cache else default_cache()
-        self.source_vocabulary, self.target_vocabulary = vocabularies or cached_vocabularies(
-            self.train_pairs, config.vocabulary, seed, cache
+        self.source_vocabulary, self.target_vocabulary = choose_vocabularies(
+            self.train_pairs, config.vocabulary, seed, cache, vocabularies
         )
         self.train_corpus = self._encode(self.train_pairs, cache)
         self.dev_corpus = self._encode(self.dev_pairs, cache)
@@ -188,11 +190,41 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nmt"
 
 
+def choose_vocabularies(
+    pairs: Pairs,
+    config: VocabularyConfig,
+    seed: int,
+    cache: Path,
+    known: tuple[Vocabulary, Vocabulary] | None,
+) -> tuple[Vocabulary, Vocabulary]:
+    """The vocabularies of a model, but for those that are to be renewed; without a model those of the text.
+
+    Raises:
+        UserError: see `cached_vocabularies`, or a model of transformers would lose its tokenizer.
+    """
+    if known is None:
+        return cached_vocabularies(pairs, config, seed, cache)
+    if config.renew == "none":
+        return known
+    if any(isinstance(vocabulary, TokenizerVocabulary) for vocabulary in known):
+        raise UserError(
+            f"data.vocabulary.renew is {config.renew}, but the loaded model is of transformers and keeps its "
+            "tokenizer; leave it out"
+        )
+    if config.renew == "both":
+        return cached_vocabularies(pairs, config, seed, cache)
+    source, target = cached_vocabularies(pairs, replace(config, joint=False), seed, cache)
+    return (source, known[1]) if config.renew == "source" else (known[0], target)
+
+
 def cached_vocabularies(
     pairs: Pairs, config: VocabularyConfig, seed: int, cache: Path
 ) -> tuple[Vocabulary, Vocabulary]:
     """Trains the vocabularies, or takes them from the cache when text, settings and seed are the same."""
-    made_of = [pairs.checksum(), sorted(asdict(config).items()), seed]
+    settings = asdict(config)
+    # Whether there was a model before does not matter to the pieces.
+    del settings["renew"]
+    made_of = [pairs.checksum(), sorted(settings.items()), seed]
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:24]
     names = ["joint"] if config.joint else ["source", "target"]
     paths = [cache / f"{key}.{name}.spm" for name in names]

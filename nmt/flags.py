@@ -86,7 +86,14 @@ def _plain_type(expected: str) -> str:
     """ "Expected a typing.Literal['gru', 'lstm']" in words."""
     if choices := re.search(r"Literal\[(.*)\]", expected):
         return "choose " + " or ".join(choices[1].replace("'", "").split(", "))
-    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "tuple": "a list"}
+    names = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "a text",
+        "tuple": "a list",
+        "list": "a list",
+    }
     if kind := re.search(r"<class '(\w+)'>", expected):
         return f"give {names.get(kind[1], kind[1])}"
     return expected[:1].lower() + expected[1:]

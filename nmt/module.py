@@ -225,9 +225,10 @@ class TranslationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         config = self.config.optimizer
+        trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in self.model.parameters() if p.dim() > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in self.model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
         # What an objective learns (a temperature) is a few numbers, and no weight to decay.
         if isinstance(self.objective, nn.Module) and (

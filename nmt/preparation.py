@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nmt.config import DataConfig
-from nmt.data_module import cached_vocabularies, default_cache, read_pairs
+from nmt.data_module import choose_vocabularies, default_cache, read_pairs
 from nmt.encoding import EncodedCorpus, encode_pairs
 from nmt.vocabulary import Vocabulary
 
@@ -73,7 +73,8 @@ def prepare(
     Args:
         config: section `data`.
         seed: of the run.
-        vocabularies: of the model that training begins with (--from), source and target; None: trained on the text.
+        vocabularies: of the model that training begins with (--from), source and target, those excepted that
+            config.vocabulary.renew names; None: trained on the text.
         processes: how many encode; the files have the same bytes with any number.
 
     Raises:
@@ -81,7 +82,7 @@ def prepare(
     """
     pairs = read_pairs(config)
     cache = Path(config.cache) if config.cache else default_cache()
-    both = vocabularies or cached_vocabularies(pairs[0], config.vocabulary, seed, cache)
+    both = choose_vocabularies(pairs[0], config.vocabulary, seed, cache, vocabularies)
     splits = []
     for part in pairs:
         before = _modified(cache)

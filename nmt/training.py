@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ import torch
 from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from nmt.adapters import add_adapters
 from nmt.beam_picture import BeamPicture
 from nmt.checkpoint import Checkpoint, build_model, describe_architecture, find_model, load_checkpoint
 from nmt.config import TrainConfig, TrainerConfig
 from nmt.config_file import write_config
 from nmt.data_module import TranslationData
 from nmt.errors import UserError
+from nmt.freezing import count_parameters, freeze, tell_frozen
 from nmt.journal import Journal
 from nmt.manifest import describe_software, now, read_manifest, update_manifest
-from nmt.models import Recurrent, RNNsearchConfig, Seq2Seq, make_recurrent
+from nmt.models import Recurrent, Seq2Seq, make_recurrent
 from nmt.module import TranslationModule
 from nmt.preemption import Preemption
 from nmt.profiling import Profiling
@@ -32,18 +34,26 @@ from nmt.shortage import shortage_told
 from nmt.state import AtomicCheckpointIO
 from nmt.stopper import Stopper
 from nmt.strategy import WorldStrategy
+from nmt.transfer import Transfer, shape_of, transfer
 from nmt.world import World, join_world
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, start: str | Path | None = None, resume: bool = False) -> Checkpoint:
+def train(
+    config: TrainConfig,
+    start: str | Path | None = None,
+    resume: bool = False,
+    given: Collection[str] | None = None,
+) -> Checkpoint:
     """Trains a model.
 
     Args:
         config: the run.
         start: a model file or run folder whose weights and vocabularies a new run begins with.
         resume: whether `config.run` is gone on with; its state is then its own last.ckpt.
+        given: keys of section `model` that were given, not only by default; they change the shape of the model that
+            the run begins with. None: those whose value is not the default.
 
     Returns:
         The best model on the dev set, as saved in the run's folder.
@@ -65,7 +75,7 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
         # Before the first process writes what the others have just read.
         world.barrier()
     with world.prepare():
-        config, module = prepare(config, folder, world, start, resume)
+        config, module = prepare(config, folder, world, start, resume, given)
     check_alike(config, module, world)
     data = module.data
     updates = data.updates(config.trainer)
@@ -96,7 +106,12 @@ def train(config: TrainConfig, start: str | Path | None = None, resume: bool = F
 
 
 def prepare(
-    config: TrainConfig, folder: RunFolder, world: World, start: str | Path | None, resume: bool
+    config: TrainConfig,
+    folder: RunFolder,
+    world: World,
+    start: str | Path | None,
+    resume: bool,
+    given: Collection[str] | None = None,
 ) -> tuple[TrainConfig, TranslationModule]:
     """All that comes before the first update: the data, the model, and, in process 0, the run's folder.
 
@@ -113,32 +128,69 @@ def prepare(
             f"soft_beam.divergence is {config.soft_beam.divergence}, but there is no model to stay near; give it "
             "by --from, or leave it 0"
         )
+    if not resume and start is None and config.data.vocabulary.renew != "none":
+        raise UserError(
+            f"data.vocabulary.renew is {config.data.vocabulary.renew}, but there is no model that has a vocabulary; "
+            "give it by --from, or leave it out"
+        )
     # Before the folder is made: a mistake in the data must not leave half a run behind.
     found = load_checkpoint(start) if start is not None else None
-    vocabularies, architecture = None, None
+    vocabularies, architecture, text = None, None, config.data
     if resume:
         vocabularies, architecture = folder.vocabularies(), folder.architecture()
+        # What was to be renewed has been.
+        text = dataclasses.replace(text, vocabulary=dataclasses.replace(text.vocabulary, renew="none"))
     elif found is not None:
         vocabularies = (found.source_vocabulary, found.target_vocabulary)
-        config = dataclasses.replace(config, model=shape_of(found, config.model))
+        config = dataclasses.replace(config, model=shape_of(found, config.model, given))
         architecture = None if isinstance(found.model, Recurrent) else describe_architecture(found.model)
-    data = TranslationData(config.data, config.seed, vocabularies, world.rank, world.size)
+    data = TranslationData(text, config.seed, vocabularies, world.rank, world.size)
+    check_tied(config, data)
     checkpoint = build_checkpoint(config, data, architecture)
+    taken = None
     if found is not None and start is not None:
-        checkpoint.model.load_state_dict(found.model.state_dict())
-        logger.info("loaded all weights and vocabularies of %s", find_model(start))
-        logger.info("reset: optimiser, schedule, best dev BLEU; ignored: data.vocabulary but for its sampling")
+        taken = transfer(found, checkpoint, str(find_model(start)))
+    frozen = freeze(checkpoint.model, config.trainer.freeze)
+    adapted = add_adapters(checkpoint.model, config.lora, config.seed)
     module = TranslationModule(config, checkpoint, data, world)
     if resume:
         folder.check_data(data.checksums())
         folder.check_model(module)
     if world.is_first:
-        record(config, folder, module, start, resume)
+        record(config, folder, module, start, resume, taken, {"frozen": frozen, "adapted": adapted})
     return config, module
 
 
-def record(config: TrainConfig, folder: RunFolder, module: TranslationModule, start: Any, resume: bool) -> None:
-    """Makes the folder of a new run, or notes in it that the run is gone on with."""
+def check_tied(config: TrainConfig, data: TranslationData) -> None:
+    """Makes sure that a renewed vocabulary leaves embeddings that are to be shared one vocabulary.
+
+    Raises:
+        UserError: they would be those of two.
+    """
+    if config.data.vocabulary.renew == "none" or config.model.tied_embeddings != "all":
+        return
+    if data.source_vocabulary.checksum() != data.target_vocabulary.checksum():
+        raise UserError(
+            f"data.vocabulary.renew is {config.data.vocabulary.renew}, but source and target of the loaded model share "
+            "their embeddings; give both, with data.vocabulary.joint, or model.tied_embeddings output"
+        )
+
+
+def record(
+    config: TrainConfig,
+    folder: RunFolder,
+    module: TranslationModule,
+    start: Any,
+    resume: bool,
+    taken: Transfer | None,
+    trained: dict[str, list[str]],
+) -> None:
+    """Makes the folder of a new run, or notes in it that the run is gone on with; tells where the run begins.
+
+    Args:
+        taken: of the model that the run begins with.
+        trained: the parameters that stay as they are ("frozen"), and the layers with adapters ("adapted").
+    """
     data, size = module.data, module.world.size
     if resume:
         # The limits may be new; the next --resume shall know them.
@@ -152,6 +204,8 @@ def record(config: TrainConfig, folder: RunFolder, module: TranslationModule, st
             folder.manifest,
             config=dataclasses.asdict(config),
             started_from=str(start) if start is not None else None,
+            transfer=taken.as_row() if taken is not None else None,
+            **trained,
             data={
                 "train": {"name": data.train_pairs.name, "pairs": len(data.train_pairs)},
                 "dev": {"name": data.dev_pairs.name, "pairs": len(data.dev_pairs)},
@@ -160,7 +214,12 @@ def record(config: TrainConfig, folder: RunFolder, module: TranslationModule, st
             processes=size,
             **describe_software(),
         )
-    parameters = sum(p.numel() for p in module.model.parameters())
+    if taken is not None:
+        for line in taken.lines():
+            logger.info("%s", line)
+        for line in taken.warnings():
+            logger.warning("%s", line)
+    updated, parameters = count_parameters(module.model)
     logger.info(
         "%s training pairs, %s dev pairs, vocabularies of %d and %d pieces, %.1f million parameters",
         f"{len(data.train_pairs):,}",
@@ -169,6 +228,15 @@ def record(config: TrainConfig, folder: RunFolder, module: TranslationModule, st
         len(data.target_vocabulary),
         parameters / 1e6,
     )
+    if trained["adapted"]:
+        logger.info(
+            "%d layers have adapters of rank %d; in the model file they are merged",
+            len(trained["adapted"]),
+            config.lora.rank,
+        )
+    if updated < parameters:
+        counts = f"{updated:,}", f"{parameters - updated:,}", tell_frozen(module.model)
+        logger.info("%s parameters are trained, %s are frozen: %s", *counts)
     if size > 1:
         logger.info("%d processes, %d batches an update", size, size * config.trainer.accumulate)
 
@@ -206,31 +274,6 @@ def build_checkpoint(
         "seed": config.seed,
     }
     return Checkpoint(model, data.source_vocabulary, data.target_vocabulary, info)
-
-
-def shape_of(found: Checkpoint, asked: RNNsearchConfig) -> RNNsearchConfig:
-    """The shape of a loaded model, with the dropout asked for.
-
-    Raises:
-        UserError: the configuration asks for another shape.
-    """
-    default = RNNsearchConfig()
-    if not isinstance(found.model, Recurrent):
-        for name, wish in dataclasses.asdict(asked).items():
-            if wish != getattr(default, name):
-                raise UserError(
-                    f"model.{name} is {wish}, but the loaded model is of transformers and has its own settings; leave "
-                    "it out"
-                )
-        return asked
-    have: RNNsearchConfig = found.model.config
-    for field in dataclasses.fields(asked):
-        wish, is_ = getattr(asked, field.name), getattr(have, field.name)
-        if field.name not in ("dropout", "locked") and wish not in (is_, getattr(default, field.name)):
-            raise UserError(
-                f"model.{field.name} is {wish}, but the loaded model has {is_}; leave it out, it comes with the model"
-            )
-    return dataclasses.replace(have, dropout=asked.dropout, locked=asked.locked)
 
 
 def make_trainer(

@@ -36,6 +36,7 @@ class Special(NamedTuple):
 
 
 _KINDS = ("bpe", "unigram")
+_RENEWED = ("none", "source", "target", "both")
 _NORMALIZATIONS = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
 # The library's generator is seeded for the whole process.
 _SEEDING = threading.Lock()
@@ -54,6 +55,8 @@ class VocabularyConfig:
         byte_fallback: spell unknown characters as bytes (256 more pieces, within `size`).
         sampling: subword regularisation while training: probability of BPE-dropout, or alpha of unigram
             sampling; 0 is off.
+        renew: what a run that begins with a model (--from) trains anew instead of keeping the model's: none, source,
+            target or both; source or target alone is no joint vocabulary. Pieces that both have keep their weights.
     """
 
     size: int = 8000
@@ -63,12 +66,14 @@ class VocabularyConfig:
     normalization: str = "nmt_nfkc"
     byte_fallback: bool = False
     sampling: float = 0.0
+    renew: str = "none"
 
     def __post_init__(self) -> None:
         if self.size < 8:
             raise UserError(f"data.vocabulary.size is {self.size}; at least 8, usually 4000 to 32000.")
-        choices = ("kind", self.kind, _KINDS), ("normalization", self.normalization, _NORMALIZATIONS)
-        for name, value, known in choices:
+        choices = (("kind", _KINDS), ("normalization", _NORMALIZATIONS), ("renew", _RENEWED))
+        for name, known in choices:
+            value = getattr(self, name)
             if value not in known:
                 raise UserError(f"data.vocabulary.{name} is {value!r}; known are {', '.join(known)}."
                                 + did_you_mean(str(value), known))  # fmt: skip

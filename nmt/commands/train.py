@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nmt.config_file import check_resumable, parse_run, resumed_among
+from nmt.config_file import check_resumable, given_among, parse_run, resumed_among
 from nmt.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,5 +38,7 @@ def _run(words: list[str], config: "TrainConfig", start: str | None, resume: boo
         return launch(words, config.trainer.devices)
     from nmt.training import train
 
-    train(config, start=start, resume=resume)
+    # Told apart from defaults only here: what is given on top of --from changes the model's shape.
+    given = None if start is None else given_among(words, "model")
+    train(config, start=start, resume=resume, given=given)
     return 0

@@ -113,7 +113,8 @@ class Pretrained(Seq2Seq):
     def steps_draw(self) -> bool:
         # Dropout is a function of the network's, and its shares are settings.
         settings = self._settings("decoder").items()
-        return any(("dropout" in name or name.endswith("pdrop")) and share for name, share in settings)
+        drawing = any(("dropout" in name or name.endswith("pdrop")) and share for name, share in settings)
+        return drawing or super().steps_draw
 
     @property
     def output_layer(self) -> nn.Linear | None:

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,13 @@ class Recurrent(Seq2Seq):
     """A recurrent model. Its state is a tuple of layers, each (h,) or (h, c) of (batch, slots, hidden)."""
 
     readout: nn.Linear
+    row_sides: ClassVar[dict[str, str]] = {
+        "source_embedding.weight": "source",
+        "target_embedding.weight": "target",
+        "output.weight": "target",
+        "output.bias": "target",
+    }
+    """Tensors with a row a piece, and of which side's vocabulary."""
 
     def __init__(
         self,

@@ -71,7 +71,8 @@ class _Shared(torch.autograd.Function):
         ctx.steps.clear()
         if own:
             grad, inputs = (torch.cat(parts) for parts in zip(*(step[1:] for step in own), strict=True))
-            of_weight = _add(of_weight, (grad.t() @ inputs).to(ctx.dtype))
+            # Of a frozen one nothing is asked for.
+            of_weight = _add(of_weight, (grad.t() @ inputs).to(ctx.dtype)) if ctx.needs_input_grad[1] else None
             of_bias = _add(of_bias, grad.sum(dim=0, dtype=ctx.dtype)) if ctx.needs_input_grad[2] else None
         return None, of_weight, of_bias
 

@@ -14,7 +14,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--size", type=int, default=256, help="of embeddings and hidden states; feed-forward four times")
+    parser.add_argument(
+        "--size", type=int, default=256, help="of embeddings and hidden states; feed-forward four times"
+    )
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
     fresh = chosen.folder / "fresh"

@@ -6,6 +6,7 @@ import math
 import pytest
 import yaml
 
+from nmt.adapters import LoraConfig
 from nmt.config import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from nmt.config_file import check_config_file, keys_of
 from nmt.errors import UserError
@@ -31,6 +32,7 @@ IMPOSSIBLE = {
         "character_coverage": [0.0, 1.5, nan],
         "normalization": ["nfc"],
         "sampling": [-0.1, 1.0, nan],
+        "renew": ["all"],
     },
     ("model", RNNsearchConfig): {
         "embedding": [0],
@@ -128,7 +130,9 @@ IMPOSSIBLE = {
         "log_every": [0],
         "keep": [-1],
         "profile": [-1],
+        "freeze": [[""]],
     },
+    ("lora", LoraConfig): {"rank": [-1], "alpha": [0.0, nan], "dropout": [-0.1, 1.0, nan], "targets": [[""]]},
     ("search", SearchConfig): {
         "beam_size": [0],
         "normalization": ["sum"],

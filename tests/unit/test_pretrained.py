@@ -9,11 +9,14 @@ import torch
 pytest.importorskip("transformers")
 
 from nmt.batching import Batch
+from nmt.errors import UserError
+from nmt.models import RNNsearchConfig
 from nmt.objectives import CrossEntropy, CrossEntropyConfig, SoftBeam, SoftBeamConfig
 from nmt.search import SearchConfig, forced_search
 from nmt.search.soft import SoftSearchConfig, soft_beam_search
 from nmt.translator import Translator
 from nmt.tree import leaves
+from nmt.vocabulary import VocabularyConfig
 from tests.unit.pretrained import INPUTS, KINDS, OTHERS, SIZE, Case, framed, make_case, model_of, sources, targets
 from tests.unit.test_search import hard_steps
 
@@ -145,3 +148,23 @@ def test_an_update_lowers_the_loss_on_its_batch(case: Case, objective: Any) -> N
         nll.append(float(loss.figures["nll"]))
     assert any(not torch.equal(before[name], one) for name, one in model.state_dict().items())
     assert nll[-1] < nll[0]
+
+
+def test_a_run_keeps_the_tokenizer_and_the_settings(case: Case, tmp_path: Path) -> None:
+    import copy
+
+    from nmt.corpus import Pairs
+    from nmt.data_module import choose_vocabularies
+    from nmt.transfer import shape_of, transfer
+
+    found = case.checkpoint
+    both = found.source_vocabulary, found.target_vocabulary
+    with pytest.raises(UserError, match="renew is target, but the loaded model is of transformers and keeps its tok"):
+        choose_vocabularies(Pairs(["a"], ["a"], "x"), VocabularyConfig(renew="target"), 1, tmp_path, both)
+    with pytest.raises(UserError, match="model.hidden is 3, but the loaded model is of transformers"):
+        shape_of(found, RNNsearchConfig(hidden=3))
+    done = transfer(found, copy.deepcopy(found), "m")
+    assert done.loaded and not (done.reset or done.ignored or done.rows)
+    lines = list(done.lines())
+    assert lines[0].startswith("loaded all weights and vocabularies of m: ")
+    assert lines[1].endswith("ignored: data.vocabulary but for its sampling and section model") and len(lines) == 2

@@ -52,14 +52,8 @@ def test_from_takes_weights_and_vocabularies_and_begins_anew(finished_run, small
     state = read_state(tmp_path / "new" / "last.ckpt")
     assert state["global_step"] == 4 and state["TranslationData"] == {"trained_batches": 4}
     assert read_manifest(tmp_path / "new" / "manifest.json")["started_from"] == str(finished_run)
-    assert "loaded all weights and vocabularies of" in caplog.text and "reset: optimiser" in caplog.text
-
-
-def test_from_refuses_another_shape(finished_run, small_corpus, tmp_path):
-    config = make_config(tmp_path / "new", small_corpus, {"model.hidden": 16})
-    with pytest.raises(UserError, match=r"model.hidden is 16, but the loaded model has 12; leave it out"):
-        train_quietly(config, start=finished_run / "model.safetensors")
-    assert not (tmp_path / "new").exists()
+    assert "loaded all weights and vocabularies of" in caplog.text and "begin anew" not in caplog.text
+    assert "reset: optimiser" in caplog.text
 
 
 def test_the_seed_decides_the_weights(small_corpus, tmp_path):
