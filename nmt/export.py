@@ -22,7 +22,7 @@ from nmt.models import FusedRNNsearch, decoding_form
 from nmt.models.portable import EncoderGraph, StepGraph
 from nmt.runner.folder import CONFIG, PARTS, Exported, Special, describe
 from nmt.runner.settings import Settings
-from nmt.vocabulary import BOS, EOS, PAD, UNK
+from nmt.vocabulary import EOS, PAD, UNK
 
 
 def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings | None = None) -> None:
@@ -48,7 +48,7 @@ def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings 
     languages = checkpoint.info.get("languages")
     exported = Exported(
         files=dict(zip(PARTS, (encoder, step, source, target), strict=True)),
-        special=Special(pad=PAD, unk=UNK, bos=BOS, eos=EOS),
+        special=Special(pad=PAD, unk=UNK, bos=checkpoint.model.bos, eos=EOS),
         settings=settings or Settings(),
         languages=languages if isinstance(languages, dict) else {},
     )

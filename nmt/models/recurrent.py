@@ -46,17 +46,28 @@ class RNNsearchConfig:
     left alone."""
     tied_embeddings: Literal["none", "output", "all"] = "none"
     """output: the output layer is the target embedding; all: source too (needs a joint vocabulary)."""
+    attention_hidden: int = 0
+    """Size of the layer in which additive attention compares; 0: hidden."""
+    upper: Literal["sum", "last", "skip"] = "sum"
+    """How further layers of the conditional decoder are joined. sum: each reads the one below, and the readout takes
+    the sum of all; last: it takes the last one; skip: each reads the sum so far and adds to it (Marian)."""
+    start: Literal["bos", "eos"] = "bos"
+    """What the decoder reads before the first token; eos: the end of a sentence (fairseq)."""
     decoder: Literal["conditional", "luong"] = "conditional"
     """conditional: two cells around the attention (Nematus); luong: a stack of cells whose top asks the attention
-    (Luong, Pham, Manning, EMNLP 2015), as joeynmt and OpenNMT-py have it. The settings below are for luong alone."""
+    (Luong, Pham, Manning, EMNLP 2015), as joeynmt, OpenNMT-py and fairseq have it. The settings below are for luong
+    alone, except that bridge may be mean in both."""
     attention: Literal["additive", "general", "dot"] = "additive"
     """How a state and a source position are compared: by a layer of tanh, by a matrix, or by their product."""
     input_feeding: bool = False
     """Whether the readout of a step is an input of the next one."""
-    bridge: Literal["tanh", "last", "layers", "relu", "zero"] = "tanh"
-    """The decoder's first state. tanh: a layer over the last states of the encoder's top, for all layers; last: these
-    states themselves (the forward one where that alone fits); layers: those of each layer for each layer; relu: the
-    same behind a layer; zero: zeros."""
+    bridge: Literal["tanh", "mean", "last", "layers", "linear", "relu", "zero"] = "tanh"
+    """The decoder's first state. tanh: a layer over the last states of the encoder's top, for all layers; mean: a layer
+    over the mean of what the encoder gives, for cells, too (Nematus, Marian); last: those last states themselves (the
+    forward one where that alone fits); layers: those of each layer for each layer; linear, relu: the same behind a
+    layer, linear: of one for all layers; zero: zeros."""
+    output_size: int = 0
+    """Size of a layer between the readout and the output layer; 0: none."""
     encoder_hidden: int = 0
     """Size of each direction of the encoder; 0: hidden."""
     source_embedding: int = 0
@@ -70,7 +81,7 @@ class RNNsearchConfig:
         for name in ("embedding", "hidden", "encoder_layers", "decoder_layers"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} is {getattr(self, name)}; give at least 1")
-        for name in ("encoder_hidden", "source_embedding"):
+        for name in ("encoder_hidden", "source_embedding", "attention_hidden", "output_size"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name} is {getattr(self, name)}; give 0 or more")
         if not 0 <= self.dropout < 1:
@@ -79,6 +90,8 @@ class RNNsearchConfig:
             value, choices = getattr(self, field.name), get_args(field.type)
             if choices and value not in choices:
                 raise UserError(f"model.{field.name} is '{value}'; choose one of {', '.join(choices)}")
+        if self.attention_hidden and self.attention != "additive":
+            raise UserError(f"model.attention_hidden is {self.attention_hidden}, which needs model.attention=additive")
         if self.decoder == "conditional":
             self._check_conditional()
         else:
@@ -100,21 +113,28 @@ class RNNsearchConfig:
         return self.source_embedding or self.embedding
 
     @property
+    def attention_size(self) -> int:
+        """Of the layer in which additive attention compares."""
+        return self.attention_hidden or self.hidden
+
+    @property
     def readout_size(self) -> int:
         """Of what the output layer multiplies."""
-        return self.embedding if self.decoder == "conditional" else self.hidden
+        return self.embedding if self.decoder == "conditional" else self.output_size or self.hidden
 
     def _check_conditional(self) -> None:
         defaults = {field.name: field.default for field in fields(self)}
         names = list(defaults)
         for name in names[names.index("decoder") + 1 :]:
-            if getattr(self, name) != defaults[name]:
+            if getattr(self, name) != defaults[name] and (name, self.bridge) != ("bridge", "mean"):
                 raise UserError(f"model.{name} is {getattr(self, name)}, which needs model.decoder=luong")
         if self.readout == "linear":
             raise UserError("model.readout is linear, which needs model.decoder=luong")
 
     def _check_luong(self) -> None:
         values, hidden = self.value_size, self.hidden
+        if self.upper != "sum":
+            raise UserError(f"model.upper is {self.upper}, which needs model.decoder=conditional")
         if self.attention == "dot" and values != hidden:
             raise UserError(
                 f"model.attention is dot, but the encoder gives {values} numbers and model.hidden is {hidden}"
@@ -128,10 +148,13 @@ class RNNsearchConfig:
                 f"model.bridge is {self.bridge}, which needs as many decoder_layers as encoder_layers, and a hidden as "
                 f"large as what the encoder gives ({values} numbers)"
             )
-        if self.tied_embeddings != "none" and self.embedding != hidden:
+        if self.bridge == "linear" and self.encoder_layers != self.decoder_layers:
+            raise UserError("model.bridge is linear, which needs as many decoder_layers as encoder_layers")
+        if self.tied_embeddings != "none" and self.embedding != self.readout_size:
+            name = "output_size" if self.output_size else "hidden"
             raise UserError(
                 f"model.tied_embeddings is '{self.tied_embeddings}', but model.embedding is {self.embedding} and "
-                f"model.hidden {hidden}; with model.decoder=luong both must be equal"
+                f"model.{name} {self.readout_size}; with model.decoder=luong both must be equal"
             )
         if self.tied_embeddings == "all" and self.source_size != self.embedding:
             raise UserError(
@@ -167,7 +190,7 @@ class Recurrent(Seq2Seq):
         bos: int = BOS,
         eos: int = EOS,
     ) -> None:
-        super().__init__(padding, bos, eos)
+        super().__init__(padding, eos if config.start == "eos" else bos, eos)
         if config.tied_embeddings == "all" and source_vocabulary != target_vocabulary:
             raise UserError(
                 f"model.tied_embeddings is 'all', but the vocabularies have {source_vocabulary} and "
@@ -186,7 +209,7 @@ class Recurrent(Seq2Seq):
             dropout=config.dropout if config.encoder_layers > 1 else 0.0,
         )
         self.attention = (
-            AdditiveAttention(config.hidden, config.value_size, config.hidden)
+            AdditiveAttention(config.hidden, config.value_size, config.attention_size)
             if config.attention == "additive"
             else ProductAttention(config.hidden, config.value_size, learned=config.attention == "general")
         )
@@ -318,3 +341,9 @@ class Recurrent(Seq2Seq):
         new: Any = cell(inputs.flatten(0, 1), flat[0] if len(flat) == 1 else flat)
         parts = new if isinstance(new, tuple) else (new,)
         return tuple(part.view(*inputs.shape[:2], -1) for part in parts)
+
+
+def average(packed: PackedSequence) -> Tensor:
+    """The mean of each sequence (batch, size)."""
+    values, lengths = pad_packed_sequence(packed, batch_first=True)
+    return values.sum(dim=1) / lengths.to(values).unsqueeze(1)

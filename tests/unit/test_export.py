@@ -31,6 +31,7 @@ SHAPES = [
     {"seed": 2},
     {"seed": 10, "cell": "lstm", "encoder_layers": 2, "decoder_layers": 3, "joint": False},
     {"seed": 10, "encoder_layers": 3, "decoder_layers": 2, "readout": "tanh", "dropout": 0.3, "tied_embeddings": "all"},
+    {"seed": 4, "decoder_layers": 3, "bridge": "mean", "attention_hidden": 11, "upper": "skip", "start": "eos"},
 ]
 LINES = [
     *["the cat", "", "one my two", " \t ", "red", "a my the one two red blue green cat", "\u3000", "two"],
