@@ -278,14 +278,14 @@ class Disguised(Payload):
     """Asks for a function of a module whose names are stand-ins."""
 
     def __reduce__(self):
-        return sys.modules["omegaconf"].run, (str(self.path),)
+        return sys.modules["fairseq"].run, (str(self.path),)
 
 
 @pytest.mark.parametrize("kind", [Payload, Disguised])
 def test_a_fairseq_checkpoint_that_would_run_code_does_not_run_it(kind, tmp_path, monkeypatch, capsys):
-    module = types.ModuleType("omegaconf")
+    module = types.ModuleType("fairseq")
     exec("import os\ndef run(path):\n    os.mkdir(path)", module.__dict__)
-    monkeypatch.setitem(sys.modules, "omegaconf", module)
+    monkeypatch.setitem(sys.modules, "fairseq", module)
     trap, file = tmp_path / "ran", tmp_path / "model.pt"
     write_fairseq(file, FairseqShape())
     whole = torch.load(file, weights_only=False)
