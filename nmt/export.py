@@ -22,7 +22,7 @@ from nmt.models import FusedRNNsearch, decoding_form
 from nmt.models.portable import EncoderGraph, StepGraph
 from nmt.runner.folder import CONFIG, PARTS, Exported, Special, describe
 from nmt.runner.settings import Settings
-from nmt.vocabulary import EOS, PAD, UNK
+from nmt.vocabulary import EOS, PAD, UNK, SentencePiece
 
 
 def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings | None = None) -> None:
@@ -35,10 +35,13 @@ def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings 
 
     Raises:
         UserError: the folder holds something or cannot be written, the packages of the extra `onnx` are missing, or
-            the model has no form for export.
+            the model or its vocabularies have no form for export.
     """
     folder = Path(folder)
     check_ready(folder)
+    vocabularies = checkpoint.source_vocabulary, checkpoint.target_vocabulary
+    if not all(isinstance(vocabulary, SentencePiece) for vocabulary in vocabularies):
+        raise UserError("A model with an imported vocabulary cannot be exported; give one with SentencePiece models.")
     encoder, step = _graphs(checkpoint)
     source, target = checkpoint.source_vocabulary.model, checkpoint.target_vocabulary.model
     joint = source == target
