@@ -38,11 +38,15 @@ class Peer(ABC):
         tokens: of both sides, by their numbers.
         unknown, end: numbers of special tokens.
         never: numbers that no search writes.
+        refills: whether its search gives the place of what ends to what goes on, and is done when as many hypotheses
+            have ended as a beam has places.
     """
 
     def __init__(self, weights: dict[str, Array], tokens: list[str], unknown: int, end: int, never: set[int]) -> None:
         self.weights = {name: value.astype(np.float64) for name, value in weights.items()}
         self.tokens, self.unknown, self.end, self.never = tokens, unknown, end, never
+
+    refills = False
 
     @abstractmethod
     def read(self, source: list[int]) -> tuple[Array, Any]:
@@ -72,7 +76,7 @@ class Peer(ABC):
 
     def search(self, source: list[str], beam: int, longest: int) -> tuple[float, list[str]]:
         """The best by log-probability a token of the hypotheses of at most so many tokens, the end counted, that a beam
-        comes across: at each step the best continuations are taken, and those that end make no room for others."""
+        comes across: at each step the best continuations are taken, those that end among them."""
         values, state = self.read([*self.numbers(source), self.end])
         opened: list[tuple[float, list[int], Any]] = [(0.0, [], state)]
         ended: list[tuple[float, list[int]]] = []
@@ -85,7 +89,9 @@ class Peer(ABC):
                         every.append((total + value, [*tokens, token], new))
             every.sort(key=lambda one: -one[0])
             ended += [(total / length, tokens[:-1]) for total, tokens, _ in every[:beam] if tokens[-1] == self.end]
-            opened = [one for one in every[:beam] if one[1][-1] != self.end]
+            opened = [one for one in every[: None if self.refills else beam] if one[1][-1] != self.end][:beam]
+            if self.refills and len(ended) >= beam:
+                break
         best = max(ended)
         return best[0], [self.tokens[token] for token in best[1]]
 
@@ -123,6 +129,7 @@ class Fairseq(Peer):
     """fairseq.models.lstm: torch's LSTM reads, its cells write, whose first one takes the last attended state, too."""
 
     shape: FairseqShape
+    refills = True
 
     def _cell(self, name: str, suffix: str, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
         w = {part: self.weights[f"{name}.{part}{suffix}"] for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}

@@ -56,18 +56,19 @@ def check_peer(peer, checkpoint, count=200):
     scores = [peer.score(cut(one, CUT), cut(other, CUT)) for one, other in zip(sources, targets, strict=True)]
     # The source matters, and so does the target.
     assert len({round(value, 3) for value in scores}) > 0.9 * count
+    own = dataclasses.replace(SEARCH, refill=peer.refills, stop="full" if peer.refills else "exact")
     found = [peer.search(cut(source, CUT), 5, LONGEST) for source in sources]
     assert len({tuple(tokens) for _, tokens in found}) > count / 20
     ours = [one.log_probability for one in score_ids(checkpoint.model, *ids, SEARCH)]
     assert ours == pytest.approx(scores, abs=1e-4)
-    translated = Translator(checkpoint).search(sources, beam_size=5, max_ratio=0, max_extra=LONGEST)
+    translated = Translator(checkpoint).search(sources, **dataclasses.asdict(own))
     assert (
         sum([*tokens, "</s>"] == one[0].pieces for (_, tokens), one in zip(found, translated, strict=True))
         >= 0.99 * count
     )
     model = checkpoint.model.double()
     assert exact_scores(model, *ids) == pytest.approx(scores, abs=1e-10)
-    best = [one[0] for one in beam_search(model, *pad(ids[0], model.padding, model.eos), SEARCH)]
+    best = [one[0] for one in beam_search(model, *pad(ids[0], model.padding, model.eos), own)]
     assert [checkpoint.target_vocabulary.pieces(one.tokens) for one in best] == [tokens for _, tokens in found]
     assert [one.score for one in best] == pytest.approx([value for value, _ in found], abs=1e-5)
 
