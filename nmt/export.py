@@ -83,7 +83,8 @@ def _graphs(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
     """Encoder and step as ONNX writes them to files."""
     form = decoding_form(checkpoint.model.cpu().eval())
     if not isinstance(form, FusedRNNsearch):
-        raise UserError(f"A {type(checkpoint.model).__name__} model cannot be exported; give an RNNsearch.")
+        kind = type(checkpoint.model).__name__
+        raise UserError(f"This {kind} model cannot be exported; give an RNNsearch without layer normalisation.")
     # Every size is another one, so that none is taken for another.
     rows, length, slots = 2, 3, 5
     batch, source_length, width = (torch.export.Dim(name) for name in ("batch", "length", "slots"))

@@ -22,7 +22,6 @@ _KNOWN: tuple[tuple[str, Any, tuple[Any, ...], str], ...] = (
     ("enc-type", "bidirectional", ("bidirectional", "alternating"), ""),
     ("enc-cell", "gru", ("gru", "gru-nematus", "lstm"), ""),
     ("dec-cell", "gru", ("gru", "gru-nematus", "lstm"), ""),
-    ("layer-normalization", False, (False,), "ours stands nowhere inside a cell"),
     ("enc-cell-depth", 1, (1,), "ours has one cell a layer"),
     ("dec-cell-base-depth", 2, (2,), "ours has two cells around the attention"),
     ("dec-cell-high-depth", 1, (1,), "ours has one cell a layer"),
@@ -131,6 +130,9 @@ def _check(settings: dict[str, Any], path: Path) -> None:
         refuse_unless(value in values, path, f"its {name} is {value}; only {known} has a counterpart here{reason}")
     cells = {"lstm" if settings.get(name, "gru") == "lstm" else "gru" for name in ("enc-cell", "dec-cell")}
     refuse_unless(len(cells) == 1, path, "its enc-cell and dec-cell are of two kinds")
+    other = settings.get("type") == "nematus" or "gru-nematus" in (settings.get("enc-cell"), settings.get("dec-cell"))
+    normed = other and settings.get("layer-normalization", False)
+    refuse_unless(not normed, path, "its layer-normalization is that of gru-nematus and Nematus, which ours has not")
     deep = settings.get("skip", False) and int(settings.get("enc-depth", 1)) > 1
     refuse_unless(not deep, path, "it has skip connections in its encoder (skip, enc-depth), which ours has not")
 
@@ -164,12 +166,12 @@ def _own_name(name: str, shared: bool) -> str:
     if name in inputs:
         return inputs[name]
     parts = {"prev": 0, "lstm": 1, "ctx": 2}
-    name = re.sub(r"^(encoder_(?:r_)?)([UWb]x?)$", lambda m: m[1].replace("encoder", "encoder_bi") + m[2], name)
+    name = re.sub(r"^encoder_((?:r_)?(?:[UWb]x?|gamma[12]))$", r"encoder_bi_\1", name)
     name = re.sub(r"^decoder_([UWb]x?)$", r"decoder_cell1_\1", name)
     name = re.sub(r"^decoder_([Ub]x?)_nl$", r"decoder_cell2_\1", name)
     name = re.sub(r"^ff_logit_(prev|lstm|ctx)_([Wb])$", lambda m: f"decoder_ff_logit_l1_{m[2]}{parts[m[1]]}", name)
     name = re.sub(r"^ff_logit_([Wb])$", r"decoder_ff_logit_l2_\1", name)
-    return re.sub(r"^ff_state_", "decoder_ff_state_", name)
+    return re.sub(r"^ff_(state_|logit_l1_gamma)", r"decoder_ff_\1", name)
 
 
 def _config(settings: dict[str, Any], weights: "Weights") -> "RNNsearchConfig":
@@ -189,15 +191,42 @@ def _config(settings: dict[str, Any], weights: "Weights") -> "RNNsearchConfig":
         dropout=0.0,
         tied_embeddings="none" if not tied else "all" if shared else "output",
         attention_hidden=weights["decoder_Wc_att"].shape[1],
+        layer_normalization=bool(settings.get("layer-normalization", False)),
         upper="sum" if layers == 1 else "skip" if settings.get("skip") else "last",
         bridge="mean",
     )
 
 
 def _state(weights: "Weights", config: "RNNsearchConfig", alternating: bool) -> dict[str, Any]:
+    from nmt.imports.marian_cells import context_rows, name_cell, take_cell, take_encoder
+
+    source, target = ("Wemb", "Wemb") if "Wemb" in weights else ("encoder_Wemb", "decoder_Wemb")
+    state = {f"{side}_embedding.weight": weights[name] for side, name in (("source", source), ("target", target))}
+    for name in {source, target}:
+        weights.take(name)
+    state |= take_encoder(weights, config, alternating)
+    state |= name_cell(take_cell(weights, "decoder_cell1", config), "reader")
+    writer = take_cell(weights, "decoder_cell2", config, final=True)
+    writer["weight_ih"] = context_rows(writer["weight_ih"].T, config, alternating).T
+    state |= name_cell(writer, "writer")
+    for layer in range(1, config.decoder_layers):
+        state |= name_cell(take_cell(weights, f"decoder_l{layer + 1}_cell1", config), f"upper.{layer - 1}")
+    state |= _layers(weights, config, alternating)
+    output = state["target_embedding.weight"]
+    if config.tied_embeddings == "none":
+        turned = "decoder_ff_logit_l2_W" in weights
+        output = weights.take("decoder_ff_logit_l2_W").T if turned else weights.take("decoder_ff_logit_l2_Wt")
+    bias = "decoder_ff_logit_l2_b"
+    state["output.weight"] = output
+    state["output.bias"] = weights.take(bias).flatten() if bias in weights else output.new_zeros(len(output))
+    return state
+
+
+def _layers(weights: "Weights", config: "RNNsearchConfig", alternating: bool) -> dict[str, Any]:
+    """First state, attention and readout."""
     import torch
 
-    from nmt.imports.marian_cells import context_rows, take_cell, take_encoder
+    from nmt.imports.marian_cells import context_rows
 
     def take(name: str) -> Any:
         return weights.take(f"decoder_{name}").T.contiguous()
@@ -205,36 +234,40 @@ def _state(weights: "Weights", config: "RNNsearchConfig", alternating: bool) -> 
     def of_context(name: str) -> Any:
         return context_rows(weights.take(f"decoder_{name}"), config, alternating).T.contiguous()
 
-    source, target = ("Wemb", "Wemb") if "Wemb" in weights else ("encoder_Wemb", "decoder_Wemb")
-    state = {f"{side}_embedding.weight": weights[name] for side, name in (("source", source), ("target", target))}
-    for name in {source, target}:
-        weights.take(name)
-    state |= take_encoder(weights, config, alternating)
-    state |= take_cell(weights, "decoder_cell1", "reader", config)
-    state |= take_cell(weights, "decoder_cell2", "writer", config, final=True)
-    state["writer.weight_ih"] = context_rows(state["writer.weight_ih"].T, config, alternating).T.contiguous()
-    for layer in range(1, config.decoder_layers):
-        state |= take_cell(weights, f"decoder_l{layer + 1}_cell1", f"upper.{layer - 1}", config)
-    state |= {
-        "initial.weight": of_context("ff_state_W").repeat(config.decoder_layers, 1),
-        "initial.bias": weights.take("decoder_ff_state_b").flatten().repeat(config.decoder_layers),
-        "attention.query.weight": take("W_comb_att"),
-        "attention.key.weight": of_context("Wc_att"),
-        "attention.key.bias": weights.take("decoder_b_att").flatten(),
-        "attention.energy.weight": weights.take("decoder_U_att").view(1, -1),
-        "readout.bias": torch.stack([weights.take(f"decoder_ff_logit_l1_b{part}").flatten() for part in range(3)]).sum(
-            dim=0
-        ),
+    def vector(name: str) -> Any:
+        return weights.take(f"decoder_{name}").flatten()
+
+    layers = config.decoder_layers
+    initial, initial_bias = of_context("ff_state_W").repeat(layers, 1), vector("ff_state_b").repeat(layers)
+    query, key, key_bias = take("W_comb_att"), of_context("Wc_att"), vector("b_att")
+    # The state, the token before and the context: ours has them in this order.
+    parts = take("ff_logit_l1_W1"), take("ff_logit_l1_W0"), of_context("ff_logit_l1_W2")
+    biases = [vector(f"ff_logit_l1_b{part}") for part in (1, 0, 2)]
+    energy = {"attention.energy.weight": vector("U_att").view(1, -1)}
+    if not config.layer_normalization:
+        return energy | {
+            "initial.weight": initial,
+            "initial.bias": initial_bias,
+            "attention.query.weight": query,
+            "attention.key.weight": key,
+            "attention.key.bias": key_bias,
+            "readout.weight": torch.cat(parts, dim=1),
+            "readout.bias": torch.stack(biases).sum(dim=0),
+        }
+    state = energy | {
+        "initial.0.weight": initial,
+        "initial.1.weight": vector("ff_state_gamma").repeat(layers),
+        "initial.1.bias": initial_bias,
+        "attention.query.0.weight": query,
+        "attention.query.1.weight": vector("att_gamma2"),
+        "attention.key.0.weight": key,
+        "attention.key.1.weight": vector("att_gamma1"),
+        "attention.key.1.bias": key_bias,
     }
-    previous, top = take("ff_logit_l1_W0"), take("ff_logit_l1_W1")
-    state["readout.weight"] = torch.cat([top, previous, of_context("ff_logit_l1_W2")], dim=1)
-    output = state["target_embedding.weight"]
-    if config.tied_embeddings == "none":
-        turned = "decoder_ff_logit_l2_W" in weights
-        output = take("ff_logit_l2_W") if turned else weights.take("decoder_ff_logit_l2_Wt")
-    bias = "decoder_ff_logit_l2_b"
-    state["output.weight"] = output
-    state["output.bias"] = weights.take(bias).flatten() if bias in weights else output.new_zeros(len(output))
+    for number, (part, weight, bias) in enumerate(zip((1, 0, 2), parts, biases, strict=True)):
+        state[f"readout.parts.{number}.0.weight"] = weight
+        state[f"readout.parts.{number}.1.weight"] = vector(f"ff_logit_l1_gamma{part}")
+        state[f"readout.parts.{number}.1.bias"] = bias
     return state
 
 

@@ -15,33 +15,53 @@ from nmt.models import RNNsearchConfig
 _LSTM = (1, 0, 2, 3)
 
 
-def take_cell(
-    weights: Weights, name: str, ours: str, config: RNNsearchConfig, *, final: bool = False, suffix: str = ""
-) -> dict[str, Tensor]:
-    """A cell by the names of ours.
+def take_cell(weights: Weights, name: str, config: RNNsearchConfig, *, final: bool = False) -> dict[str, Tensor]:
+    """A cell by the names of torch; of one with layer normalisation also the scales, `gamma_ih` and `gamma_hh`.
 
     Args:
         weights: of the model.
         name: of the cell there.
-        ours: before the names of its weights here.
         config: of the model.
         final: whether the bias of a GRU's proposal is inside the reset gate, as it is in the cell behind the attention.
-        suffix: behind the names of its weights here.
     """
-    if config.cell == "lstm":
-        whole = (weights.take(f"{name}_{part}").chunk(4, dim=1) for part in ("W", "U", "b"))
-        inputs, states, bias = (torch.cat([gates[gate] for gate in _LSTM], dim=1) for gates in whole)
-        biases = bias.flatten(), torch.zeros_like(bias.flatten())
-    else:
-        inputs, states = (
-            torch.cat([weights.take(f"{name}_{part}"), weights.take(f"{name}_{part}x")], dim=1) for part in ("W", "U")
-        )
-        gates, proposal = (weights.take(f"{name}_{part}").flatten() for part in ("b", "bx"))
-        nothing = torch.zeros_like(proposal)
-        outside, inside = (nothing, proposal) if final else (proposal, nothing)
-        biases = torch.cat([gates, outside]), torch.cat([torch.zeros_like(gates), inside])
-    found = {"weight_ih": inputs.T, "weight_hh": states.T, "bias_ih": biases[0], "bias_hh": biases[1]}
-    return {f"{ours}.{part}{suffix}": value.contiguous() for part, value in found.items()}
+
+    def take(*parts: str) -> Tensor:
+        """Side by side, gates in the order of torch."""
+        whole = torch.cat([weights.take(f"{name}_{part}").view(-1, size) for part, size in sizes(parts)], dim=1)
+        if config.cell == "gru":
+            return whole
+        gates = whole.chunk(4, dim=1)
+        return torch.cat([gates[gate] for gate in _LSTM], dim=1)
+
+    def sizes(parts: tuple[str, ...]) -> list[tuple[str, int]]:
+        return [(part, weights[f"{name}_{part}"].shape[-1]) for part in parts]
+
+    gru = config.cell == "gru"
+    inputs, states = (take(part, f"{part}x") if gru else take(part) for part in ("W", "U"))
+    bias = (take("b", "bx") if gru else take("b")).flatten()
+    outside, inside = bias, torch.zeros_like(bias)
+    if final and gru:
+        gates = 2 * config.hidden
+        outside, inside = bias.clone(), inside.clone()
+        outside[gates:], inside[gates:] = 0.0, bias[gates:]
+    found = {"weight_ih": inputs.T, "weight_hh": states.T, "bias_ih": outside, "bias_hh": inside}
+    if config.layer_normalization:
+        found |= {"gamma_ih": take("gamma1").flatten(), "gamma_hh": take("gamma2").flatten()}
+    return found
+
+
+_NORMED = {"weight": "0.weight", "gamma": "1.weight", "bias": "1.bias"}
+_SIDES = {"ih": "inputs", "hh": "states"}
+
+
+def name_cell(cell: dict[str, Tensor], ours: str, suffix: str = "") -> dict[str, Tensor]:
+    """What `take_cell` gave by the names of ours, with a suffix where torch has one."""
+    named = {}
+    for name, value in cell.items():
+        part, side = name.split("_")
+        full = f"{ours}.{_SIDES[side]}.{_NORMED[part]}" if "gamma_ih" in cell else f"{ours}.{name}{suffix}"
+        named[full] = value.contiguous()
+    return named
 
 
 def take_encoder(weights: Weights, config: RNNsearchConfig, alternating: bool) -> dict[str, Tensor]:
@@ -49,14 +69,14 @@ def take_encoder(weights: Weights, config: RNNsearchConfig, alternating: bool) -
     found: dict[str, Tensor] = {}
     for layer in range(config.encoder_layers):
         for stack, name in enumerate(("encoder_bi", "encoder_bi_r")):
-            cell = name if layer == 0 else f"{name}_l{layer + 1}_cell1"
-            suffix = f"_l{layer}" + ("_reverse" if _direction(stack, layer, alternating) else "")
-            found |= take_cell(weights, cell, "encoder", config, suffix=suffix)
+            cell = take_cell(weights, name if layer == 0 else f"{name}_l{layer + 1}_cell1", config)
             if layer:
-                own = found[f"encoder.weight_ih{suffix}"]
-                below = [torch.zeros_like(own), torch.zeros_like(own)]
-                below[_direction(stack, layer - 1, alternating)] = own
-                found[f"encoder.weight_ih{suffix}"] = torch.cat(below, dim=1)
+                below = [torch.zeros_like(cell["weight_ih"]), torch.zeros_like(cell["weight_ih"])]
+                below[_direction(stack, layer - 1, alternating)] = cell["weight_ih"]
+                cell["weight_ih"] = torch.cat(below, dim=1)
+            direction = _direction(stack, layer, alternating)
+            ours = f"encoder.cells.{2 * layer + direction}" if config.layer_normalization else "encoder"
+            found |= name_cell(cell, ours, f"_l{layer}" + "_reverse" * direction)
     return found
 
 

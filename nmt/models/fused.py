@@ -35,7 +35,8 @@ class FusedMemory(NamedTuple):
 
 
 class FusedRNNsearch(Seq2Seq):
-    """An RNNsearch for decoding. Its features are what the readout's maximum or tanh takes."""
+    """An RNNsearch without layer normalisation, for decoding. Its features are what the readout's maximum or tanh
+    takes."""
 
     one: Tensor
 
@@ -45,7 +46,9 @@ class FusedRNNsearch(Seq2Seq):
         self.config = model.config
         hidden, embedding = self.config.hidden, self.config.embedding
         reader, writer, readout = model.reader, model.writer, model.readout
+        query: Any = model.attention.query
         assert isinstance(reader, (nn.GRUCell, nn.LSTMCell)) and isinstance(writer, (nn.GRUCell, nn.LSTMCell))
+        assert isinstance(readout, nn.Linear)
         top, previous, context = readout.weight.split([hidden, embedding, 2 * hidden], dim=1)
         self.gates = len(reader.weight_ih)
         self.source_embedding, self.encoder = frozen(model.source_embedding), frozen(model.encoder)
@@ -61,10 +64,8 @@ class FusedRNNsearch(Seq2Seq):
         )
         self.reader = _linear(reader.weight_hh, reader.bias_hh)
         # What the reader's state gives: the question to the attention, and its share of the writer's gates.
-        zeros = torch.zeros_like(model.attention.query.weight[:, 0])
-        self.middle = _linear(
-            torch.cat([model.attention.query.weight, writer.weight_hh]), torch.cat([zeros, writer.bias_hh])
-        )
+        zeros = torch.zeros_like(query.weight[:, 0])
+        self.middle = _linear(torch.cat([query.weight, writer.weight_hh]), torch.cat([zeros, writer.bias_hh]))
         key = model.attention.key
         self.look = _linear(
             torch.cat([key.weight, writer.weight_ih, context]),

@@ -19,7 +19,7 @@ class Luong(Recurrent):
     """The recurrent model with the decoder "luong". Its features are the readout; with input feeding that is the last
     part of the state. Its summary is the first state, (batch, parts * layers * hidden)."""
 
-    def _add_decoder(self, cell: type[nn.Module]) -> None:
+    def _add_decoder(self, cell: Callable[[int, int], nn.Module]) -> None:
         config = self.config
         hidden, layers = config.hidden, config.decoder_layers
         if config.bridge in ("tanh", "mean"):

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from nmt.errors import UserError
 from nmt.models.attention import AdditiveAttention, ProductAttention
 from nmt.models.dropout import Dropout
+from nmt.models.normed import NormedCell, NormedRecurrent, NormedSum
 from nmt.models.recurrence import run_gru
 from nmt.models.seq2seq import Advance, Seq2Seq, node_places, pad_nodes
 from nmt.models.steps import for_steps
@@ -51,6 +53,9 @@ class RNNsearchConfig:
     upper: Literal["sum", "last", "skip"] = "sum"
     """How further layers of the conditional decoder are joined. sum: each reads the one below, and the readout takes
     the sum of all; last: it takes the last one; skip: each reads the sum so far and adds to it (Marian)."""
+    layer_normalization: bool = False
+    """Whether what enters a cell, the attention, the readout and the first state of the conditional decoder, and a cell
+    of the encoder, is normalised (Marian)."""
     start: Literal["bos", "eos"] = "bos"
     """What the decoder reads before the first token; eos: the end of a sentence (fairseq)."""
     decoder: Literal["conditional", "luong"] = "conditional"
@@ -133,8 +138,9 @@ class RNNsearchConfig:
 
     def _check_luong(self) -> None:
         values, hidden = self.value_size, self.hidden
-        if self.upper != "sum":
-            raise UserError(f"model.upper is {self.upper}, which needs model.decoder=conditional")
+        for name, off in (("upper", "sum"), ("layer_normalization", False)):
+            if getattr(self, name) != off:
+                raise UserError(f"model.{name} is {getattr(self, name)}, which needs model.decoder=conditional")
         if self.attention == "dot" and values != hidden:
             raise UserError(
                 f"model.attention is dot, but the encoder gives {values} numbers and model.hidden is {hidden}"
@@ -178,7 +184,7 @@ class Memory(NamedTuple):
 class Recurrent(Seq2Seq):
     """A recurrent model. Its state is a tuple of layers, each (h,) or (h, c) of (batch, slots, hidden)."""
 
-    readout: nn.Linear
+    readout: nn.Linear | NormedSum
 
     def __init__(
         self,
@@ -199,21 +205,15 @@ class Recurrent(Seq2Seq):
         self.config = config
         self.source_embedding = nn.Embedding(source_vocabulary, config.source_size, padding_idx=padding)
         self.target_embedding = nn.Embedding(target_vocabulary, config.embedding, padding_idx=padding)
-        recurrent = {"gru": nn.GRU, "lstm": nn.LSTM}[config.cell]
-        self.encoder = recurrent(
-            config.source_size,
-            config.encoder_size,
-            num_layers=config.encoder_layers,
-            bidirectional=config.bidirectional,
-            batch_first=True,
-            dropout=config.dropout if config.encoder_layers > 1 else 0.0,
-        )
+        self.encoder = _encoder(config)
         self.attention = (
-            AdditiveAttention(config.hidden, config.value_size, config.attention_size)
+            AdditiveAttention(
+                config.hidden, config.value_size, config.attention_size, normed=config.layer_normalization
+            )
             if config.attention == "additive"
             else ProductAttention(config.hidden, config.value_size, learned=config.attention == "general")
         )
-        self._add_decoder({"gru": nn.GRUCell, "lstm": nn.LSTMCell}[config.cell])
+        self._add_decoder(_cell_of(config))
         self.output = nn.Linear(config.readout_size, target_vocabulary)
         self.dropout = Dropout(config.dropout)
         self._initialise()
@@ -223,7 +223,7 @@ class Recurrent(Seq2Seq):
             self.source_embedding.weight = self.target_embedding.weight
 
     @abstractmethod
-    def _add_decoder(self, cell: type[nn.Module]) -> None:
+    def _add_decoder(self, cell: Callable[[int, int], nn.Module]) -> None:
         """Makes the layers of the decoder, the readout the last of them, of cells of this kind."""
 
     def _initialise(self) -> None:
@@ -240,6 +240,9 @@ class Recurrent(Seq2Seq):
                     nn.init.orthogonal_(gate)
             else:
                 nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
 
     def encode(self, source: Tensor, lengths: Tensor) -> Memory:
         if not self.config.source_end:
@@ -347,3 +350,24 @@ def average(packed: PackedSequence) -> Tensor:
     """The mean of each sequence (batch, size)."""
     values, lengths = pad_packed_sequence(packed, batch_first=True)
     return values.sum(dim=1) / lengths.to(values).unsqueeze(1)
+
+
+def _encoder(config: RNNsearchConfig) -> nn.Module:
+    if config.layer_normalization:
+        gates = {"gru": 3, "lstm": 4}[config.cell]
+        return NormedRecurrent(config.source_size, config.encoder_size, gates, config.encoder_layers, config.dropout)
+    return {"gru": nn.GRU, "lstm": nn.LSTM}[config.cell](
+        config.source_size,
+        config.encoder_size,
+        num_layers=config.encoder_layers,
+        bidirectional=config.bidirectional,
+        batch_first=True,
+        dropout=config.dropout if config.encoder_layers > 1 else 0.0,
+    )
+
+
+def _cell_of(config: RNNsearchConfig) -> Callable[[int, int], nn.Module]:
+    """What makes a cell of the decoder, of the sizes of its input and its state."""
+    if config.layer_normalization:
+        return partial(NormedCell, gates={"gru": 3, "lstm": 4}[config.cell])
+    return {"gru": nn.GRUCell, "lstm": nn.LSTMCell}[config.cell]

@@ -5,12 +5,14 @@ with the two-cell ("conditional") decoder of Sennrich et al., "Nematus", EACL 20
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from nmt.models.attention import AdditiveAttention
+from nmt.models.normed import NormedSum, normed_linear
 from nmt.models.recurrent import Memory, Recurrent, RNNsearchConfig, State, average
 from nmt.models.seq2seq import Advance
 
@@ -20,18 +22,21 @@ class RNNsearch(Recurrent):
     mean of what the encoder gives."""
 
     attention: AdditiveAttention
-    initial: nn.Linear
+    initial: nn.Module
 
-    def _add_decoder(self, cell: type[nn.Module]) -> None:
+    def _add_decoder(self, cell: Callable[[int, int], nn.Module]) -> None:
         config = self.config
         embedding, hidden = config.embedding, config.hidden
         summary = config.value_size if config.bridge == "mean" else hidden
-        self.initial = nn.Linear(summary, config.decoder_layers * hidden)
+        linear: Any = normed_linear if config.layer_normalization else nn.Linear
+        self.initial = linear(summary, config.decoder_layers * hidden)
         self.reader = cell(embedding, hidden)  # takes the previous target, asks the attention
         self.writer = cell(config.value_size, hidden)  # takes what the attention found
         self.upper = nn.ModuleList(cell(hidden, hidden) for _ in range(config.decoder_layers - 1))
         widen = 2 if config.readout == "maxout" else 1
-        self.readout = nn.Linear(hidden + embedding + config.value_size, widen * config.readout_size)
+        sizes = [hidden, embedding, config.value_size]
+        outputs = widen * config.readout_size
+        self.readout = NormedSum(sizes, outputs) if config.layer_normalization else nn.Linear(sum(sizes), outputs)
 
     def _read(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
         outputs, final = self._run_encoder(packed)

@@ -292,6 +292,8 @@ class MarianShape:
     embedding: int = 6
     attention: int = 10
     tied: str = "none"
+    normed: bool = False
+    seed: int = 0
 
 
 class State(NamedTuple):
@@ -305,14 +307,26 @@ class Marian(Peer):
 
     shape: MarianShape
 
+    def _norm(self, x: Array, name: str) -> Array:
+        """Layer normalisation with a scale, where the model has any."""
+        if not self.shape.normed:
+            return x
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-9) * self.weights[name].ravel()
+
     def _cell(self, name: str, x: Array, state: State, final: bool = False) -> State:
         w, h = self.weights, state.h
+        wide = [part for part in ("W", "Wx") if f"{name}_{part}" in w]
+        given = self._norm(np.concatenate([x @ w[f"{name}_{part}"] for part in wide]), f"{name}_gamma1")
+        own = np.concatenate([h @ w[f"{name}_{part.replace('W', 'U')}"] for part in wide])
+        own = self._norm(own, f"{name}_gamma2")
+        bias = np.concatenate([w[f"{name}_{part.replace('W', 'b')}"].ravel() for part in wide])
         if self.shape.cell == "lstm":
-            f, i, c, o = np.split(x @ w[f"{name}_W"] + h @ w[f"{name}_U"] + w[f"{name}_b"].ravel(), 4)
+            f, i, c, o = np.split(given + own + bias, 4)
             cell = sigmoid(f) * state.c + sigmoid(i) * np.tanh(c)
             return State(sigmoid(o) * np.tanh(cell), cell)
-        reset, keep = np.split(sigmoid(x @ w[f"{name}_W"] + h @ w[f"{name}_U"] + w[f"{name}_b"].ravel()), 2)
-        given, own, bias = x @ w[f"{name}_Wx"], h @ w[f"{name}_Ux"], w[f"{name}_bx"].ravel()
+        size = len(h)
+        reset, keep = np.split(sigmoid((given + own + bias)[: 2 * size]), 2)
+        given, own, bias = (part[2 * size :] for part in (given, own, bias))
         new = np.tanh(given + (own + bias) * reset) if final else np.tanh(given + own * reset + bias)
         return State((1 - keep) * new + keep * h, h)
 
@@ -332,7 +346,8 @@ class Marian(Peer):
                 inputs = outputs[::-1] if turn else outputs
             tops.append(inputs)
         values = np.array([np.concatenate(both) for both in zip(*tops, strict=True)])
-        first = np.tanh(values.mean(axis=0) @ w["decoder_ff_state_W"] + w["decoder_ff_state_b"].ravel())
+        mean = self._norm(values.mean(axis=0) @ w["decoder_ff_state_W"], "decoder_ff_state_gamma")
+        first = np.tanh(mean + w["decoder_ff_state_b"].ravel())
         return values, [State(first, first)] * shape.upper
 
     def step(self, previous: int | None, state: Any, values: Array) -> tuple[Array, Any]:
@@ -340,8 +355,9 @@ class Marian(Peer):
         matrix = w["Wemb" if "Wemb" in w else "decoder_Wemb"]
         x = np.zeros(shape.embedding) if previous is None else matrix[previous]
         asking = self._cell("decoder_cell1", x, state[0])
-        keys = values @ w["decoder_Wc_att"] + w["decoder_b_att"].ravel()
-        energies = np.tanh(keys + asking.h @ w["decoder_W_comb_att"]) @ w["decoder_U_att"].ravel()
+        keys = np.stack([self._norm(one @ w["decoder_Wc_att"], "decoder_att_gamma1") for one in values])
+        query = self._norm(asking.h @ w["decoder_W_comb_att"], "decoder_att_gamma2")
+        energies = np.tanh(keys + w["decoder_b_att"].ravel() + query) @ w["decoder_U_att"].ravel()
         context = softmax(energies) @ values
         new = [self._cell("decoder_cell2", context, asking, final=True)]
         top = new[0].h
@@ -351,7 +367,8 @@ class Marian(Peer):
         inputs = (x, top, context)
         hidden = np.tanh(
             sum(
-                one @ w[f"decoder_ff_logit_l1_W{part}"] + w[f"decoder_ff_logit_l1_b{part}"].ravel()
+                self._norm(one @ w[f"decoder_ff_logit_l1_W{part}"], f"decoder_ff_logit_l1_gamma{part}")
+                + w[f"decoder_ff_logit_l1_b{part}"].ravel()
                 for part, one in enumerate(inputs)
             )
         )
@@ -361,9 +378,7 @@ class Marian(Peer):
         return output @ hidden + w["decoder_ff_logit_l2_b"].ravel(), new
 
 
-def write_marian(
-    path: Path, shape: MarianShape, seed: int = 0, settings: dict[str, Any] | None = None, old: bool = False
-) -> Marian:
+def write_marian(path: Path, shape: MarianShape, settings: dict[str, Any] | None = None, old: bool = False) -> Marian:
     """A model.npz with its vocabularies and configuration beside it; `settings` go over those in the file; `old`: as
     Nematus itself wrote it, with its settings beside the file."""
     tokens = ["</s>", "<unk>", *WORDS, "null", "1.0"]
@@ -374,6 +389,8 @@ def write_marian(
         gates = 4 if shape.cell == "lstm" else 2
         sizes[f"{name}_W"], sizes[f"{name}_U"] = (inputs, gates * size), (size, gates * size)
         sizes[f"{name}_b"] = (1, gates * size)
+        for gamma in ("gamma1", "gamma2") if shape.normed else ():
+            sizes[f"{name}_{gamma}"] = (1, max(gates, 3) * size)
         if shape.cell != "lstm":
             sizes[f"{name}_Wx"], sizes[f"{name}_Ux"], sizes[f"{name}_bx"] = (inputs, size), (size, size), (1, size)
 
@@ -392,19 +409,28 @@ def write_marian(
     for part, inputs in enumerate((shape.embedding, size, values)):
         sizes[f"decoder_ff_logit_l1_W{part}"] = (inputs, shape.embedding)
         sizes[f"decoder_ff_logit_l1_b{part}"] = (1, shape.embedding)
+        if shape.normed:
+            sizes[f"decoder_ff_logit_l1_gamma{part}"] = (1, shape.embedding)
+    if shape.normed:
+        sizes |= {"decoder_ff_state_gamma": (1, size)}
+        sizes |= dict.fromkeys(("decoder_att_gamma1", "decoder_att_gamma2"), (1, shape.attention))
     if shape.tied == "none":
         untied = {"decoder_ff_logit_l2_Wt": (rows, shape.embedding)}
         sizes |= untied if shape.kind == "s2s" else {"decoder_ff_logit_l2_W": (shape.embedding, rows)}
     sizes["decoder_ff_logit_l2_b"] = (1, rows)
     loud = {"decoder_ff_logit_l2_W": 1.6, "Wemb": 1.2, "encoder_Wemb": 1.2, "decoder_Wemb": 1.2, "decoder_U_att": 2.0}
-    w = random_arrays(seed, sizes, loud)
+    w = random_arrays(shape.seed, sizes, loud)
+    for name in w if shape.normed else ():
+        # A normalised cell that is not loud forgets.
+        factor = 2.0 if "Wemb" in name else 1.25 if "gamma" in name else 1.0
+        w[name] *= np.float32(0.6 if "logit_l1_gamma" in name else factor)
     for part in range(3):
         # Their sum is exact in float32, too.
         w[f"decoder_ff_logit_l1_b{part}"] = np.round(w[f"decoder_ff_logit_l1_b{part}"] * 256) / 256
     told = {
         "type": shape.kind, "enc-cell": shape.cell, "dec-cell": shape.cell, "enc-type": shape.direction,
         "enc-depth": shape.layers, "dec-depth": shape.upper, "enc-cell-depth": 1, "dec-cell-base-depth": 2,
-        "dec-cell-high-depth": 1, "skip": shape.skip, "layer-normalization": False, "right-left": False,
+        "dec-cell-high-depth": 1, "skip": shape.skip, "layer-normalization": shape.normed, "right-left": False,
         "tied-embeddings": shape.tied == "output", "tied-embeddings-src": False,
         "tied-embeddings-all": shape.tied == "all", "dim-vocabs": [rows, rows], "dim-emb": shape.embedding,
         "dim-rnn": size, **(settings or {}),
@@ -445,4 +471,8 @@ def nematus_name(name: str) -> str:
         words |= {f"encoder_bi_{kind}": f"encoder_{kind}", f"encoder_bi_r_{kind}": f"encoder_r_{kind}"}
         words[f"decoder_cell1_{kind}"] = f"decoder_{kind}"
         words.setdefault(f"decoder_cell2_{kind}", f"decoder_{kind}_nl")
+    for kind in ("gamma1", "gamma2"):
+        words |= {f"encoder_bi_{kind}": f"encoder_{kind}", f"encoder_bi_r_{kind}": f"encoder_r_{kind}"}
+    scales = ["ff_state_gamma", *(f"ff_logit_l1_gamma{part}" for part in range(3))]
+    words |= {f"decoder_{scale}": scale for scale in scales}
     return words.get(name, name)

@@ -16,7 +16,7 @@ from nmt.checkpoint import load_checkpoint
 from nmt.cli import main
 from nmt.errors import UserError
 from nmt.imports import fairseq, marian
-from nmt.models import RNNsearchConfig
+from nmt.models import RNNsearchConfig, quantize
 from nmt.objectives.objective import shifted
 from nmt.scoring import score_ids
 from nmt.search import SearchConfig, beam_search
@@ -37,6 +37,8 @@ MARIAN = [
     MarianShape(kind="amun", tied="output"),
     MarianShape(cell="lstm", layers=2, upper=3, attention=4),
     MarianShape(kind="nematus", cell="gru-nematus", upper=3, skip=True),
+    MarianShape(kind="amun", normed=True, tied="output"),
+    MarianShape(cell="lstm", layers=2, upper=2, direction="alternating", normed=True, tied="all", seed=5),
 ]
 LONGEST = 8
 SEARCH = SearchConfig(5, max_ratio=0, max_extra=LONGEST)
@@ -111,6 +113,10 @@ def test_an_imported_marian_model_is_the_peers(shape, tmp_path):
     checkpoint = import_peer("marian", tmp_path, tmp_path)
     assert matrices(checkpoint.model) == {"none": 3, "output": 2, "all": 1}[shape.tied]
     check_peer(peer, checkpoint)
+    model = load_checkpoint(tmp_path / "own.safetensors").model
+    ids = [[5, 6, 7], [8]]
+    plain, rounded = (score_ids(one, ids, ids, SEARCH) for one in (model, quantize(model)))
+    assert [one.score for one in rounded] == pytest.approx([one.score for one in plain], abs=0.5)
     vocabulary = checkpoint.target_vocabulary
     # A token that YAML takes for a number or nothing is one.
     assert vocabulary.ids(["null", "1.0"]) == [15, 16]
@@ -127,7 +133,7 @@ def test_a_model_that_nematus_wrote(tmp_path):
 
 @pytest.mark.parametrize("write", [write_fairseq, write_marian])
 def test_an_imported_model_is_trained_through_the_soft_beam(write, tmp_path):
-    shapes = {write_fairseq: FairseqShape(encoder=3, out=4, target=4, shared="output"), write_marian: MARIAN[2]}
+    shapes = {write_fairseq: FairseqShape(encoder=3, out=4, target=4, shared="output"), write_marian: MARIAN[5]}
     name = {write_fairseq: "fairseq", write_marian: "marian"}[write]
     write(tmp_path / "model.npz", shapes[write])
     import_peer(name, tmp_path / "model.npz", tmp_path)
@@ -195,7 +201,8 @@ def test_parts_of_a_fairseq_model_that_are_missing_or_damaged(tmp_path, caplog):
 
 MARIAN_REFUSED = [
     ({"type": "transformer"}, "its type is transformer; only s2s or amun or nematus"),
-    ({"layer-normalization": True}, "its layer-normalization is True; only False"),
+    ({"layer-normalization": True, "enc-cell": "gru-nematus"}, "its layer-normalization is that of gru-nematus"),
+    ({"layer-normalization": True}, "has no weight encoder_bi_gamma1"),
     ({"enc-type": "bi-unidirectional"}, "its enc-type is bi-unidirectional"),
     ({"enc-cell": "ssru"}, "its enc-cell is ssru"),
     ({"enc-cell": "lstm"}, "its enc-cell and dec-cell are of two kinds"),

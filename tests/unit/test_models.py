@@ -28,6 +28,8 @@ MARIAN = [
     {"bridge": "mean", "attention_hidden": 7, "readout": "tanh"},
     {"bridge": "mean", "cell": "lstm", "decoder_layers": 3, "upper": "skip"},
     {"decoder_layers": 3, "upper": "last", "start": "eos"},
+    {"layer_normalization": True, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0},
+    {"layer_normalization": True, "cell": "lstm", "bridge": "mean", "readout": "tanh"},
 ]
 LUONG = [
     {"decoder": "luong", **variant}
@@ -112,7 +114,7 @@ def test_the_model_reads_all_of_the_source_and_of_the_prefix(tiny_model):
             assert not torch.allclose(changed[0, 5], logits[0, 5])
 
 
-@pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "decoder_layers": 3}, MARIAN[1], *LUONG])
+@pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "decoder_layers": 3}, MARIAN[1], MARIAN[4], *LUONG])
 def test_nodes_advance_as_slots_do(tiny_model, variant):
     """One row a node, in the model's own way and in the padded way of the interface, with their gradients."""
     model = tiny_model(**variant).double()
@@ -126,7 +128,7 @@ def test_nodes_advance_as_slots_do(tiny_model, variant):
 
     def gradient(found):
         value = sum(leaf.square().sum() for leaf in found)
-        return torch.autograd.grad(value, model.encoder.weight_ih_l0, retain_graph=True)[0]
+        return torch.autograd.grad(value, next(model.encoder.parameters()), retain_graph=True)[0]
 
     nodes = map_tree(lambda leaf: leaf[inside].unsqueeze(1), state)
     for way in (type(model).advance_nodes, Seq2Seq.advance_nodes):
