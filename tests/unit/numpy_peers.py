@@ -311,11 +311,13 @@ class Marian(Peer):
         """Layer normalisation with a scale, where the model has any."""
         if not self.shape.normed:
             return x
-        return (x - x.mean()) / np.sqrt(x.var() + 1e-9) * self.weights[name].ravel()
+        centred = x - x.sum(axis=-1, keepdims=True) / x.shape[-1]
+        variance = (centred * centred).sum(axis=-1, keepdims=True) / x.shape[-1]
+        return centred / np.sqrt(variance + 1e-9) * self.weights[name].ravel()
 
     def _cell(self, name: str, x: Array, state: State, final: bool = False) -> State:
         w, h = self.weights, state.h
-        wide = [part for part in ("W", "Wx") if f"{name}_{part}" in w]
+        wide = ("W",) if self.shape.cell == "lstm" else ("W", "Wx")
         given = self._norm(np.concatenate([x @ w[f"{name}_{part}"] for part in wide]), f"{name}_gamma1")
         own = np.concatenate([h @ w[f"{name}_{part.replace('W', 'U')}"] for part in wide])
         own = self._norm(own, f"{name}_gamma2")
@@ -355,7 +357,7 @@ class Marian(Peer):
         matrix = w["Wemb" if "Wemb" in w else "decoder_Wemb"]
         x = np.zeros(shape.embedding) if previous is None else matrix[previous]
         asking = self._cell("decoder_cell1", x, state[0])
-        keys = np.stack([self._norm(one @ w["decoder_Wc_att"], "decoder_att_gamma1") for one in values])
+        keys = self._norm(values @ w["decoder_Wc_att"], "decoder_att_gamma1")
         query = self._norm(asking.h @ w["decoder_W_comb_att"], "decoder_att_gamma2")
         energies = np.tanh(keys + w["decoder_b_att"].ravel() + query) @ w["decoder_U_att"].ravel()
         context = softmax(energies) @ values
