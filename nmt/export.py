@@ -20,7 +20,7 @@ from nmt.models import FusedRNNsearch, Pretrained, decoding_form
 from nmt.models.portable import EncoderGraph, StepGraph
 from nmt.runner.folder import CONFIG, PARTS, Exported, Special, describe
 from nmt.runner.settings import Settings
-from nmt.vocabulary import BOS, EOS, PAD, UNK, SentencePiece
+from nmt.vocabulary import EOS, PAD, UNK, SentencePiece
 
 
 def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings | None = None) -> None:
@@ -33,7 +33,7 @@ def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings 
 
     Raises:
         UserError: the folder holds something or cannot be written, the packages of the extra `onnx` are missing, or
-            the model has no form for export.
+            the model or its vocabularies have no form for export.
     """
     folder = Path(folder)
     check_ready(folder)
@@ -49,7 +49,7 @@ def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings 
     languages = checkpoint.info.get("languages")
     exported = Exported(
         files=dict(zip(PARTS, (encoder, step, source, target), strict=True)),
-        special=Special(pad=PAD, unk=UNK, bos=BOS, eos=EOS),
+        special=Special(pad=PAD, unk=UNK, bos=checkpoint.model.bos, eos=EOS),
         settings=settings or Settings(),
         languages=languages if isinstance(languages, dict) else {},
     )
@@ -82,7 +82,8 @@ def _graphs(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
     if not isinstance(form, FusedRNNsearch):
         other = "; --format hf writes it for transformers" if isinstance(checkpoint.model, Pretrained) else ""
         raise UserError(
-            f"A {type(checkpoint.model).__name__} model cannot be exported as ONNX; give an RNNsearch{other}."
+            f"This {type(checkpoint.model).__name__} model cannot be exported as ONNX; give an RNNsearch without layer "
+            f"normalisation{other}."
         )
     # Every size is another one, so that none is taken for another.
     rows, length, slots = 2, 3, 5

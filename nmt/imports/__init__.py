@@ -10,8 +10,10 @@ torch's weights_only, no code that comes with a model. `load` raises UserError f
 """
 
 TOOLKITS = {
+    "fairseq": "a recurrent model (arch lstm) of fairseq: its checkpoint_best.pt",
     "hf": "a transformers encoder-decoder: its name on the hub, or the folder of save_pretrained",
     "joeynmt": "a recurrent model of joeynmt: its model_dir, or a checkpoint in it",
+    "marian": "a recurrent model (type s2s, amun or nematus) of Marian or Nematus: its model.npz",
     "opennmt": "a recurrent model of OpenNMT-py: its checkpoint, MODEL_step_N.pt",
 }
 """The toolkits, and what the source of an import is."""

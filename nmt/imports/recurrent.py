@@ -11,12 +11,13 @@ from torch import Tensor
 
 from nmt.checkpoint import Checkpoint
 from nmt.errors import UserError
-from nmt.models import Luong, RNNsearchConfig
+from nmt.models import RNNsearchConfig, make_recurrent
 from nmt.tokens import Cut, TokenList
 
 
 def read_checkpoint(path: Path, classes: Sequence[Any] = ()) -> dict[str, Any]:
-    """A file of torch.save that holds tensors, plain Python values and the `classes`, and nothing else.
+    """A file of torch.save that holds tensors, plain Python values and the `classes`, and nothing else. A pair of a
+    class and a name is the class that is taken where the file asks for the name.
 
     Raises:
         UserError: there is no such file, it is damaged, or it holds what could run code.
@@ -135,6 +136,21 @@ def sort_tokens(tokens: Sequence[str], special: Sequence[str], path: Path) -> li
     return first + [number for number in range(len(tokens)) if number not in first]
 
 
+def cut_of(content: bytes, name: str) -> Cut:
+    """How lines are cut by the content of a file, which is a SentencePiece model or BPE codes.
+
+    Raises:
+        UserError: it is neither; `name` names it.
+    """
+    # A SentencePiece model begins with its first piece, the field 1.
+    if content.startswith(b"\n"):
+        return Cut("sentencepiece", model=content)
+    try:
+        return Cut("bpe", codes=content.decode())
+    except UnicodeDecodeError:
+        raise UserError(f"{name} holds neither a SentencePiece model nor BPE codes.") from None
+
+
 def restrict(model: bytes, tokens: Sequence[str]) -> bytes:
     """A SentencePiece model that makes those of its pieces alone that are tokens or single characters."""
     from sentencepiece import sentencepiece_model_pb2
@@ -173,7 +189,7 @@ def assemble(
     source, target = (TokenList.build([tokens[number] for number in order], cut) for tokens, order, cut in sides)
     if source.model == target.model:
         source = target
-    model = Luong(config, len(source), len(target))
+    model = make_recurrent(config, len(source), len(target))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

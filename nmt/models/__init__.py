@@ -39,7 +39,7 @@ def make_recurrent(config: RNNsearchConfig, source_vocabulary: int, target_vocab
 def decoding_form(model: Seq2Seq) -> Seq2Seq:
     """The model as it decodes fastest, in evaluation, without gradients; itself where there is no such form. A model
     that is trained on needs a new form: weights that stay as they are are in the same memory."""
-    if isinstance(model, RNNsearch):
+    if isinstance(model, RNNsearch) and not model.config.layer_normalization:
         return FusedRNNsearch(model)
     if isinstance(model, Ensemble):
         return Ensemble([decoding_form(part) for part in model.parts])

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nmt.models.normed import normed_linear
+
 # exp(2 x) of it is near the end of float32; tanh is 1 long before.
 FAR = 43.0
 
@@ -23,10 +25,12 @@ def powers(x: Tensor) -> Tensor:
 class AdditiveAttention(nn.Module):
     """energy(q, k) = v . tanh(W q + U k); of the keys U k the caller keeps the powers, one set a sentence."""
 
-    def __init__(self, query: int, value: int, hidden: int) -> None:
+    def __init__(self, query: int, value: int, hidden: int, *, normed: bool = False) -> None:
+        """`normed`: whether what the query and the value give is normalised."""
         super().__init__()
-        self.query = nn.Linear(query, hidden, bias=False)
-        self.key = nn.Linear(value, hidden)
+        linear: Any = normed_linear if normed else nn.Linear
+        self.query = linear(query, hidden, bias=False)
+        self.key = linear(value, hidden)
         self.energy = nn.Linear(hidden, 1, bias=False)
 
     def keys(self, values: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from nmt.models.attention import powers
 from nmt.models.cells import run_cell
 from nmt.models.frozen import frozen
 from nmt.models.int8 import take_outputs
-from nmt.models.rnnsearch import RNNsearch
+from nmt.models.recurrent import average
+from nmt.models.rnnsearch import RNNsearch, first_state
 from nmt.models.seq2seq import Advance, Seq2Seq
 
 # Sentences whose attention a CPU computes at once, so that the terms of each pair stay in its cache.
@@ -23,9 +24,9 @@ _SENTENCES = 4
 
 
 class FusedMemory(NamedTuple):
-    """What a sentence leaves: exp(2 keys) (batch, source length, hidden); what its positions add to the writer's gates
-    and to the readout (batch, source length, gates + readout); mask (batch, source length), 0 or -inf; first state
-    (batch, layers * hidden)."""
+    """What a sentence leaves: exp(2 keys) (batch, source length, attention size); what its positions add to the
+    writer's gates and to the readout (batch, source length, gates + readout); mask (batch, source length), 0 or -inf;
+    first state (batch, layers * hidden)."""
 
     powers: Tensor
     values: Tensor
@@ -34,7 +35,8 @@ class FusedMemory(NamedTuple):
 
 
 class FusedRNNsearch(Seq2Seq):
-    """An RNNsearch for decoding. Its features are what the readout's maximum or tanh takes."""
+    """An RNNsearch without layer normalisation, for decoding. Its features are what the readout's maximum or tanh
+    takes."""
 
     one: Tensor
 
@@ -44,7 +46,9 @@ class FusedRNNsearch(Seq2Seq):
         self.config = model.config
         hidden, embedding = self.config.hidden, self.config.embedding
         reader, writer, readout = model.reader, model.writer, model.readout
+        query: Any = model.attention.query
         assert isinstance(reader, (nn.GRUCell, nn.LSTMCell)) and isinstance(writer, (nn.GRUCell, nn.LSTMCell))
+        assert isinstance(readout, nn.Linear)
         top, previous, context = readout.weight.split([hidden, embedding, 2 * hidden], dim=1)
         self.gates = len(reader.weight_ih)
         self.source_embedding, self.encoder = frozen(model.source_embedding), frozen(model.encoder)
@@ -60,10 +64,8 @@ class FusedRNNsearch(Seq2Seq):
         )
         self.reader = _linear(reader.weight_hh, reader.bias_hh)
         # What the reader's state gives: the question to the attention, and its share of the writer's gates.
-        zeros = torch.zeros_like(model.attention.query.weight[:, 0])
-        self.middle = _linear(
-            torch.cat([model.attention.query.weight, writer.weight_hh]), torch.cat([zeros, writer.bias_hh])
-        )
+        zeros = torch.zeros_like(query.weight[:, 0])
+        self.middle = _linear(torch.cat([query.weight, writer.weight_hh]), torch.cat([zeros, writer.bias_hh]))
         key = model.attention.key
         self.look = _linear(
             torch.cat([key.weight, writer.weight_ih, context]),
@@ -80,7 +82,8 @@ class FusedRNNsearch(Seq2Seq):
     def bounds(self) -> dict[str, float]:
         """What the inputs of some layers cannot exceed: states lie between -1 and 1."""
         states = ("initial", "reader", "middle", "look", "upper_inputs", "upper_states")
-        top = {"readout": float(self.config.decoder_layers)}
+        sums = ("readout", "upper_inputs") if self.config.upper == "skip" else ("readout",)
+        top = dict.fromkeys(sums, float(self.config.decoder_layers))
         return {**dict.fromkeys(states, 1.0), **top, **({"output": 1.0} if self.config.readout == "tanh" else {})}
 
     def encode(self, source: Tensor, lengths: Tensor) -> FusedMemory:
@@ -92,41 +95,41 @@ class FusedRNNsearch(Seq2Seq):
         looked = self.look(outputs.data)
         looked, _ = pad_packed_sequence(outputs._replace(data=looked), batch_first=True, total_length=source.shape[1])
         summary = (final[0] if isinstance(final, tuple) else final)[-1]
+        if self.config.bridge == "mean":
+            summary = average(outputs)
         return self.remember(looked, lengths.to(source.device), summary)
 
     def remember(self, looked: Tensor, lengths: Tensor, summary: Tensor) -> FusedMemory:
-        """What a sentence leaves, from what `look` makes of the encoder's outputs (batch, source length, hidden + gates
-        + readout), whatever it is at padding, lengths (batch,), and the backward state at the first word (batch,
-        hidden)."""
-        keys, values = looked.split([self.config.hidden, looked.shape[2] - self.config.hidden], dim=2)
+        """What a sentence leaves, from what `look` makes of the encoder's outputs (batch, source length, attention size
+        + gates + readout), whatever it is at padding, lengths (batch,), and the summary, which `initial` takes."""
+        size = self.config.attention_size
+        keys, values = looked.split([size, looked.shape[2] - size], dim=2)
         positions = torch.arange(looked.shape[1], device=looked.device)
         mask = torch.zeros(looked.shape[:2], device=looked.device)
         mask = mask.masked_fill(positions >= lengths.unsqueeze(1), -torch.inf)
         return FusedMemory(powers(keys.float()), values.contiguous(), mask, torch.tanh(self.initial(summary)))
 
     def start(self, memory: FusedMemory) -> tuple[tuple[Tensor, ...], ...]:
-        layers = memory.initial.unsqueeze(1).chunk(self.config.decoder_layers, dim=2)
-        if self.config.cell == "lstm":
-            return tuple((layer, torch.zeros_like(layer)) for layer in layers)
-        return tuple((layer,) for layer in layers)
+        return first_state(self.config, memory.initial)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What the tokens add to the reader's gates and to the readout, (..., gates + readout)."""
         return nn.functional.embedding(tokens, self.table)
 
     def advance(self, embedding: Tensor, state: tuple[tuple[Tensor, ...], ...], memory: FusedMemory) -> Advance:
-        hidden, gates = self.config.hidden, self.gates
+        gates = self.gates
         token_gates, token_readout = embedding.split([gates, embedding.shape[2] - gates], dim=2)
         first = run_cell(token_gates, self.reader(state[0][0]), state[0])
-        query, own_gates = self.middle(first[0]).split([hidden, gates], dim=2)
+        query, own_gates = self.middle(first[0]).split([self.config.attention_size, gates], dim=2)
         attention = self._attend(query, memory)
         found = torch.bmm(attention.to(memory.values.dtype), memory.values)
         found_gates, found_readout = found.split([gates, found.shape[2] - gates], dim=2)
         layers = [run_cell(found_gates, own_gates, first)]
         top = layers[0][0]
         for inputs, recurrent, before in zip(self.upper_inputs, self.upper_states, state[1:], strict=True):
-            layers.append(run_cell(inputs(layers[-1][0]), recurrent(before[0]), before))
-            top = top + layers[-1][0]
+            below = top if self.config.upper == "skip" else layers[-1][0]
+            layers.append(run_cell(inputs(below), recurrent(before[0]), before))
+            top = layers[-1][0] if self.config.upper == "last" else top + layers[-1][0]
         features = self.readout(top) + token_readout + found_readout
         return Advance(features, tuple(layers), attention)
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from nmt.errors import UserError
-from nmt.models.cells import run_cell
 from nmt.models.frozen import frozen
+from nmt.models.recurrence import run_steps
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -139,22 +139,7 @@ class Int8Recurrent(nn.Module):
 
     def _run(self, which: int, values: Tensor, sizes: list[int], steps: range) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs (tokens, hidden) of one direction of one layer and the last state of each sequence."""
-        inputs = self.inputs[which](values).split(sizes)
-        state = tuple(values.new_zeros(sizes[steps[0]], self.hidden) for _ in range(self.parts))
-        outputs: list[Tensor] = [values] * len(sizes)
-        left: list[tuple[Tensor, ...]] = []
-        for step in steps:
-            rows = sizes[step]
-            # Sequences leave the batch where the number of rows falls, and enter it with zeros where that rises.
-            if len(state[0]) > rows:
-                left.append(tuple(part[rows:] for part in state))
-            state = tuple(
-                part[:rows] if len(part) >= rows else torch.cat([part, part.new_zeros(rows - len(part), self.hidden)])
-                for part in state
-            )
-            state = run_cell(inputs[step], self.states[which](state[0]), state)
-            outputs[step] = state[0]
-        return torch.cat(outputs), tuple(torch.cat(parts) for parts in zip(state, *reversed(left), strict=True))
+        return run_steps(self.inputs[which](values), self.states[which], sizes, steps, self.hidden, self.parts)
 
 
 def take_outputs(layer: nn.Module, outputs: Tensor) -> nn.Module:

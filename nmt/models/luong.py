@@ -1,7 +1,7 @@
 """The decoder of Luong, Pham, Manning, "Effective approaches to attention-based neural machine translation", EMNLP
 2015: a stack of cells whose top asks the attention, and a readout of both that may be fed back (section 3.3).
 
-joeynmt and OpenNMT-py have it, with another first state each.
+joeynmt, OpenNMT-py and fairseq have it, with another first state each.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from nmt.models.int8 import take_outputs
-from nmt.models.recurrent import Memory, Recurrent, State
+from nmt.models.recurrent import Memory, Recurrent, State, average
 from nmt.models.seq2seq import Advance
 
 
@@ -19,11 +19,13 @@ class Luong(Recurrent):
     """The recurrent model with the decoder "luong". Its features are the readout; with input feeding that is the last
     part of the state. Its summary is the first state, (batch, parts * layers * hidden)."""
 
-    def _add_decoder(self, cell: type[nn.Module]) -> None:
+    def _add_decoder(self, cell: Callable[[int, int], nn.Module]) -> None:
         config = self.config
         hidden, layers = config.hidden, config.decoder_layers
-        if config.bridge == "tanh":
+        if config.bridge in ("tanh", "mean"):
             self.initial = nn.Linear(config.value_size, hidden)
+        elif config.bridge == "linear":
+            self.initials = nn.ModuleList(nn.Linear(config.value_size, hidden) for _ in range(self._parts))
         elif config.bridge == "relu":
             size = layers * config.encoder_size
             self.initials = nn.ModuleList(nn.Linear(size, size) for _ in range(self._parts))
@@ -31,6 +33,8 @@ class Luong(Recurrent):
         self.cells = nn.ModuleList(cell(hidden if layer else below, hidden) for layer in range(layers))
         widen = 2 if config.readout == "maxout" else 1
         self.readout = nn.Linear(hidden + config.value_size, widen * hidden)
+        if config.output_size:
+            self.output_input = nn.Linear(hidden, config.output_size)
 
     @property
     def _parts(self) -> int:
@@ -38,6 +42,9 @@ class Luong(Recurrent):
 
     def _read(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
         outputs, final = self._run_encoder(packed)
+        if self.config.bridge == "mean":
+            first = torch.tanh(self.initial(average(outputs)))
+            return outputs, first.repeat(1, self._parts * self.config.decoder_layers)
         # (batch, layers * directions, size) each
         return outputs, self._bridge([part.transpose(0, 1) for part in final])
 
@@ -48,7 +55,10 @@ class Luong(Recurrent):
             size = config.decoder_layers * config.encoder_size
             pairs = zip(states, self.initials, strict=True)
             states = [torch.relu(layer(state.reshape(len(state), -1, size))) for state, layer in pairs]
-        if config.bridge in ("relu", "layers"):
+        if config.bridge == "linear":
+            pairs = zip(states, self.initials, strict=True)
+            states = [layer(state.reshape(len(state), -1, config.value_size)) for state, layer in pairs]
+        if config.bridge in ("relu", "linear", "layers"):
             return torch.cat([state.flatten(1) for state in states], dim=1)
         top = states[0][:, -(2 if config.bidirectional else 1) :].flatten(1)
         if config.bridge == "tanh":
@@ -85,6 +95,12 @@ class Luong(Recurrent):
         features = self._read_out(both * locks[1].unsqueeze(1) if locks else both)
         fed = ((features,),) if self.config.input_feeding else ()
         return Advance(features, (*layers, *fed), attention)
+
+    def output_inputs(self, features: Tensor) -> Tensor:
+        if not self.config.output_size:
+            return features
+        inputs = self.output_input(features)
+        return inputs if self.config.locked else self.dropout(inputs)
 
     def narrow(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
         return take_outputs(self.output, candidates)

@@ -57,7 +57,11 @@ class EncoderGraph(nn.Module):
                 shapes=[(steps, 2, rows, config.hidden), *final],
             )
             values = outputs.transpose(1, 2).flatten(2)
-        memory = form.remember(form.look(values.transpose(0, 1)), lengths, summary[1])
+        read, summary = values.transpose(0, 1), summary[1]
+        if config.bridge == "mean":
+            # What the operators give at padding is zero.
+            summary = read.sum(dim=1) / lengths.unsqueeze(1)
+        memory = form.remember(form.look(read), lengths, summary)
         return (memory.powers, memory.values, memory.mask, *_flatten(form.start(memory)))
 
 

@@ -6,6 +6,8 @@ such trouble.) Here the inputs are split once, and the gradient of a split is on
 bit for bit.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -65,3 +67,37 @@ def _run_direction(gru: nn.GRU, suffix: str, values: Tensor, sizes: list[int], s
         (state,) = run_cell(inputs[step], recur(state), (state,))
         outputs[step] = state
     return torch.cat(outputs), torch.cat([state, *left[::-1]])
+
+
+def run_steps(
+    inputs: Tensor, recur: Callable[[Tensor], Tensor], sizes: list[int], order: range, hidden: int, parts: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One direction of one layer over a packed sequence. Sequences leave the batch where the number of rows falls, and
+    enter it with a state of zeros where that rises.
+
+    Args:
+        inputs: (tokens, gates * hidden), what the inputs give to the gates.
+        recur: what a hidden state gives to them.
+        sizes: how many sequences have each step.
+        order: of the steps.
+        hidden: size of the state.
+        parts: of the state: 1 for a GRU, 2 for an LSTM.
+
+    Returns:
+        outputs (tokens, hidden) and the last state of each sequence, (batch, hidden) each.
+    """
+    each = inputs.split(sizes)
+    state = tuple(inputs.new_zeros(sizes[order[0]], hidden) for _ in range(parts))
+    outputs: list[Tensor] = [inputs] * len(sizes)
+    left: list[tuple[Tensor, ...]] = []
+    for step in order:
+        rows = sizes[step]
+        if len(state[0]) > rows:
+            left.append(tuple(part[rows:] for part in state))
+        state = tuple(
+            part[:rows] if len(part) >= rows else torch.cat([part, part.new_zeros(rows - len(part), hidden)])
+            for part in state
+        )
+        state = run_cell(each[step], recur(state[0]), state)
+        outputs[step] = state[0]
+    return torch.cat(outputs), tuple(torch.cat(of_all) for of_all in zip(state, *reversed(left), strict=True))

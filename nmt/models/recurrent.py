@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from nmt.errors import UserError
 from nmt.models.attention import AdditiveAttention, ProductAttention
 from nmt.models.dropout import Dropout
+from nmt.models.normed import NormedCell, NormedRecurrent, NormedSum
 from nmt.models.recurrence import run_gru
 from nmt.models.seq2seq import Advance, Seq2Seq, node_places, pad_nodes
 from nmt.models.steps import for_steps
@@ -46,17 +48,31 @@ class RNNsearchConfig:
     left alone."""
     tied_embeddings: Literal["none", "output", "all"] = "none"
     """output: the output layer is the target embedding; all: source too (needs a joint vocabulary)."""
+    attention_hidden: int = 0
+    """Size of the layer in which additive attention compares; 0: hidden."""
+    upper: Literal["sum", "last", "skip"] = "sum"
+    """How further layers of the conditional decoder are joined. sum: each reads the one below, and the readout takes
+    the sum of all; last: it takes the last one; skip: each reads the sum so far and adds to it (Marian)."""
+    layer_normalization: bool = False
+    """Whether what enters a cell, the attention, the readout and the first state of the conditional decoder, and a cell
+    of the encoder, is normalised (Marian)."""
+    start: Literal["bos", "eos"] = "bos"
+    """What the decoder reads before the first token; eos: the end of a sentence (fairseq)."""
     decoder: Literal["conditional", "luong"] = "conditional"
     """conditional: two cells around the attention (Nematus); luong: a stack of cells whose top asks the attention
-    (Luong, Pham, Manning, EMNLP 2015), as joeynmt and OpenNMT-py have it. The settings below are for luong alone."""
+    (Luong, Pham, Manning, EMNLP 2015), as joeynmt, OpenNMT-py and fairseq have it. The settings below are for luong
+    alone, except that bridge may be mean in both."""
     attention: Literal["additive", "general", "dot"] = "additive"
     """How a state and a source position are compared: by a layer of tanh, by a matrix, or by their product."""
     input_feeding: bool = False
     """Whether the readout of a step is an input of the next one."""
-    bridge: Literal["tanh", "last", "layers", "relu", "zero"] = "tanh"
-    """The decoder's first state. tanh: a layer over the last states of the encoder's top, for all layers; last: these
-    states themselves (the forward one where that alone fits); layers: those of each layer for each layer; relu: the
-    same behind a layer; zero: zeros."""
+    bridge: Literal["tanh", "mean", "last", "layers", "linear", "relu", "zero"] = "tanh"
+    """The decoder's first state. tanh: a layer over the last states of the encoder's top, for all layers; mean: a layer
+    over the mean of what the encoder gives, for cells, too (Nematus, Marian); last: those last states themselves (the
+    forward one where that alone fits); layers: those of each layer for each layer; linear, relu: the same behind a
+    layer, linear: of one for all layers; zero: zeros."""
+    output_size: int = 0
+    """Size of a layer between the readout and the output layer; 0: none."""
     encoder_hidden: int = 0
     """Size of each direction of the encoder; 0: hidden."""
     source_embedding: int = 0
@@ -70,7 +86,7 @@ class RNNsearchConfig:
         for name in ("embedding", "hidden", "encoder_layers", "decoder_layers"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} is {getattr(self, name)}; give at least 1")
-        for name in ("encoder_hidden", "source_embedding"):
+        for name in ("encoder_hidden", "source_embedding", "attention_hidden", "output_size"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name} is {getattr(self, name)}; give 0 or more")
         if not 0 <= self.dropout < 1:
@@ -79,6 +95,8 @@ class RNNsearchConfig:
             value, choices = getattr(self, field.name), get_args(field.type)
             if choices and value not in choices:
                 raise UserError(f"model.{field.name} is '{value}'; choose one of {', '.join(choices)}")
+        if self.attention_hidden and self.attention != "additive":
+            raise UserError(f"model.attention_hidden is {self.attention_hidden}, which needs model.attention=additive")
         if self.decoder == "conditional":
             self._check_conditional()
         else:
@@ -100,21 +118,29 @@ class RNNsearchConfig:
         return self.source_embedding or self.embedding
 
     @property
+    def attention_size(self) -> int:
+        """Of the layer in which additive attention compares."""
+        return self.attention_hidden or self.hidden
+
+    @property
     def readout_size(self) -> int:
         """Of what the output layer multiplies."""
-        return self.embedding if self.decoder == "conditional" else self.hidden
+        return self.embedding if self.decoder == "conditional" else self.output_size or self.hidden
 
     def _check_conditional(self) -> None:
         defaults = {field.name: field.default for field in fields(self)}
         names = list(defaults)
         for name in names[names.index("decoder") + 1 :]:
-            if getattr(self, name) != defaults[name]:
+            if getattr(self, name) != defaults[name] and (name, self.bridge) != ("bridge", "mean"):
                 raise UserError(f"model.{name} is {getattr(self, name)}, which needs model.decoder=luong")
         if self.readout == "linear":
             raise UserError("model.readout is linear, which needs model.decoder=luong")
 
     def _check_luong(self) -> None:
         values, hidden = self.value_size, self.hidden
+        for name, off in (("upper", "sum"), ("layer_normalization", False)):
+            if getattr(self, name) != off:
+                raise UserError(f"model.{name} is {getattr(self, name)}, which needs model.decoder=conditional")
         if self.attention == "dot" and values != hidden:
             raise UserError(
                 f"model.attention is dot, but the encoder gives {values} numbers and model.hidden is {hidden}"
@@ -128,10 +154,13 @@ class RNNsearchConfig:
                 f"model.bridge is {self.bridge}, which needs as many decoder_layers as encoder_layers, and a hidden as "
                 f"large as what the encoder gives ({values} numbers)"
             )
-        if self.tied_embeddings != "none" and self.embedding != hidden:
+        if self.bridge == "linear" and self.encoder_layers != self.decoder_layers:
+            raise UserError("model.bridge is linear, which needs as many decoder_layers as encoder_layers")
+        if self.tied_embeddings != "none" and self.embedding != self.readout_size:
+            name = "output_size" if self.output_size else "hidden"
             raise UserError(
                 f"model.tied_embeddings is '{self.tied_embeddings}', but model.embedding is {self.embedding} and "
-                f"model.hidden {hidden}; with model.decoder=luong both must be equal"
+                f"model.{name} {self.readout_size}; with model.decoder=luong both must be equal"
             )
         if self.tied_embeddings == "all" and self.source_size != self.embedding:
             raise UserError(
@@ -155,7 +184,7 @@ class Memory(NamedTuple):
 class Recurrent(Seq2Seq):
     """A recurrent model. Its state is a tuple of layers, each (h,) or (h, c) of (batch, slots, hidden)."""
 
-    readout: nn.Linear
+    readout: nn.Linear | NormedSum
     row_sides: ClassVar[dict[str, str]] = {
         "source_embedding.weight": "source",
         "target_embedding.weight": "target",
@@ -174,7 +203,7 @@ class Recurrent(Seq2Seq):
         bos: int = BOS,
         eos: int = EOS,
     ) -> None:
-        super().__init__(padding, bos, eos)
+        super().__init__(padding, eos if config.start == "eos" else bos, eos)
         if config.tied_embeddings == "all" and source_vocabulary != target_vocabulary:
             raise UserError(
                 f"model.tied_embeddings is 'all', but the vocabularies have {source_vocabulary} and "
@@ -183,21 +212,15 @@ class Recurrent(Seq2Seq):
         self.config = config
         self.source_embedding = nn.Embedding(source_vocabulary, config.source_size, padding_idx=padding)
         self.target_embedding = nn.Embedding(target_vocabulary, config.embedding, padding_idx=padding)
-        recurrent = {"gru": nn.GRU, "lstm": nn.LSTM}[config.cell]
-        self.encoder = recurrent(
-            config.source_size,
-            config.encoder_size,
-            num_layers=config.encoder_layers,
-            bidirectional=config.bidirectional,
-            batch_first=True,
-            dropout=config.dropout if config.encoder_layers > 1 else 0.0,
-        )
+        self.encoder = _encoder(config)
         self.attention = (
-            AdditiveAttention(config.hidden, config.value_size, config.hidden)
+            AdditiveAttention(
+                config.hidden, config.value_size, config.attention_size, normed=config.layer_normalization
+            )
             if config.attention == "additive"
             else ProductAttention(config.hidden, config.value_size, learned=config.attention == "general")
         )
-        self._add_decoder({"gru": nn.GRUCell, "lstm": nn.LSTMCell}[config.cell])
+        self._add_decoder(_cell_of(config))
         self.output = nn.Linear(config.readout_size, target_vocabulary)
         self.dropout = Dropout(config.dropout)
         self._initialise()
@@ -207,7 +230,7 @@ class Recurrent(Seq2Seq):
             self.source_embedding.weight = self.target_embedding.weight
 
     @abstractmethod
-    def _add_decoder(self, cell: type[nn.Module]) -> None:
+    def _add_decoder(self, cell: Callable[[int, int], nn.Module]) -> None:
         """Makes the layers of the decoder, the readout the last of them, of cells of this kind."""
 
     def _initialise(self) -> None:
@@ -224,6 +247,9 @@ class Recurrent(Seq2Seq):
                     nn.init.orthogonal_(gate)
             else:
                 nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
 
     def encode(self, source: Tensor, lengths: Tensor) -> Memory:
         if not self.config.source_end:
@@ -325,3 +351,30 @@ class Recurrent(Seq2Seq):
         new: Any = cell(inputs.flatten(0, 1), flat[0] if len(flat) == 1 else flat)
         parts = new if isinstance(new, tuple) else (new,)
         return tuple(part.view(*inputs.shape[:2], -1) for part in parts)
+
+
+def average(packed: PackedSequence) -> Tensor:
+    """The mean of each sequence (batch, size)."""
+    values, lengths = pad_packed_sequence(packed, batch_first=True)
+    return values.sum(dim=1) / lengths.to(values).unsqueeze(1)
+
+
+def _encoder(config: RNNsearchConfig) -> nn.Module:
+    if config.layer_normalization:
+        gates = {"gru": 3, "lstm": 4}[config.cell]
+        return NormedRecurrent(config.source_size, config.encoder_size, gates, config.encoder_layers, config.dropout)
+    return {"gru": nn.GRU, "lstm": nn.LSTM}[config.cell](
+        config.source_size,
+        config.encoder_size,
+        num_layers=config.encoder_layers,
+        bidirectional=config.bidirectional,
+        batch_first=True,
+        dropout=config.dropout if config.encoder_layers > 1 else 0.0,
+    )
+
+
+def _cell_of(config: RNNsearchConfig) -> Callable[[int, int], nn.Module]:
+    """What makes a cell of the decoder, of the sizes of its input and its state."""
+    if config.layer_normalization:
+        return partial(NormedCell, gates={"gru": 3, "lstm": 4}[config.cell])
+    return {"gru": nn.GRUCell, "lstm": nn.LSTMCell}[config.cell]

@@ -5,42 +5,45 @@ with the two-cell ("conditional") decoder of Sennrich et al., "Nematus", EACL 20
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from nmt.models.attention import AdditiveAttention
-from nmt.models.recurrent import Memory, Recurrent, State
+from nmt.models.normed import NormedSum, normed_linear
+from nmt.models.recurrent import Memory, Recurrent, RNNsearchConfig, State, average
 from nmt.models.seq2seq import Advance
 
 
 class RNNsearch(Recurrent):
-    """The recurrent model with the decoder "conditional". Its summary is the backward state at the first word."""
+    """The recurrent model with the decoder "conditional". Its summary is the backward state at the first word, or the
+    mean of what the encoder gives."""
 
     attention: AdditiveAttention
-    initial: nn.Linear
+    initial: nn.Module
 
-    def _add_decoder(self, cell: type[nn.Module]) -> None:
+    def _add_decoder(self, cell: Callable[[int, int], nn.Module]) -> None:
         config = self.config
         embedding, hidden = config.embedding, config.hidden
-        self.initial = nn.Linear(hidden, config.decoder_layers * hidden)
+        summary = config.value_size if config.bridge == "mean" else hidden
+        linear: Any = normed_linear if config.layer_normalization else nn.Linear
+        self.initial = linear(summary, config.decoder_layers * hidden)
         self.reader = cell(embedding, hidden)  # takes the previous target, asks the attention
         self.writer = cell(config.value_size, hidden)  # takes what the attention found
         self.upper = nn.ModuleList(cell(hidden, hidden) for _ in range(config.decoder_layers - 1))
         widen = 2 if config.readout == "maxout" else 1
-        self.readout = nn.Linear(hidden + embedding + config.value_size, widen * config.readout_size)
+        sizes = [hidden, embedding, config.value_size]
+        outputs = widen * config.readout_size
+        self.readout = NormedSum(sizes, outputs) if config.layer_normalization else nn.Linear(sum(sizes), outputs)
 
     def _read(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
         outputs, final = self._run_encoder(packed)
-        return outputs, final[0][-1]
+        return outputs, average(outputs) if self.config.bridge == "mean" else final[0][-1]
 
     def start(self, memory: Memory) -> State:
-        hidden = torch.tanh(self.initial(memory.summary)).unsqueeze(1)
-        layers = hidden.chunk(self.config.decoder_layers, dim=2)
-        if self.config.cell == "lstm":
-            return tuple((layer, torch.zeros_like(layer)) for layer in layers)
-        return tuple((layer,) for layer in layers)
+        return first_state(self.config, torch.tanh(self.initial(memory.summary)))
 
     def _advance(
         self,
@@ -54,12 +57,11 @@ class RNNsearch(Recurrent):
         first = self._cell(self.reader, embedding, state[0])
         context, attention = look(first[0])
         layers = [self._cell(self.writer, context, first)]
-        for cell, before in zip(self.upper, state[1:], strict=True):
-            # A residual path around each further layer keeps deep decoders trainable.
-            layers.append(self._cell(cell, layers[-1][0], before))
         top = layers[0][0]
-        for layer in layers[1:]:
-            top = top + layer[0]
+        for cell, before in zip(self.upper, state[1:], strict=True):
+            layers.append(self._cell(cell, top if self.config.upper == "skip" else layers[-1][0], before))
+            # A residual path around each further layer keeps deep decoders trainable.
+            top = layers[-1][0] if self.config.upper == "last" else top + layers[-1][0]
         features = torch.cat([top, embedding, context], dim=2)
         if locks:
             features = features * locks[1].unsqueeze(1)
@@ -68,3 +70,11 @@ class RNNsearch(Recurrent):
     def output_inputs(self, features: Tensor) -> Tensor:
         hidden = self._read_out(features)
         return hidden if self.config.locked else self.dropout(hidden)
+
+
+def first_state(config: RNNsearchConfig, hidden: Tensor) -> State:
+    """The first state of all layers, of (batch, layers * hidden)."""
+    layers = hidden.unsqueeze(1).chunk(config.decoder_layers, dim=2)
+    if config.cell == "gru":
+        return tuple((layer,) for layer in layers)
+    return tuple((layer, layer if config.bridge == "mean" else torch.zeros_like(layer)) for layer in layers)

@@ -46,7 +46,11 @@ IMPOSSIBLE = {
         "decoder": ["lstm"],
         "attention": ["mlp", "dot"],
         "input_feeding": [True],
-        "bridge": ["none", "zero"],
+        "bridge": ["none", "zero", "linear"],
+        "output_size": [-1, 5],
+        "attention_hidden": [-1],
+        "upper": ["residual"],
+        "start": ["zero"],
         "encoder_hidden": [-1, 5],
         "source_embedding": [-1, 5],
         "bidirectional": [False],
@@ -172,7 +176,7 @@ def test_impossible_values_are_refused_by_name(section, kind, name, value):
 
 def test_every_key_was_thought_of():
     """A new key with limits belongs into the table above."""
-    free = {"joint", "byte_fallback", "locked", "seed", "refill"}
+    free = {"joint", "byte_fallback", "locked", "seed", "refill", "layer_normalization"}
     for (section, kind), fields in IMPOSSIBLE.items():
         for field in dataclasses.fields(kind):
             nested = dataclasses.is_dataclass(field.default_factory)

@@ -18,6 +18,7 @@ from nmt.models import decoding_form
 from nmt.runner import Settings
 from nmt.runner.__main__ import main as run_exported
 from nmt.runner.graphs import Encoded, Graphs
+from nmt.tokens import Cut, TokenList
 from nmt.translator import LengthLimit, Translator
 from nmt.vocabulary import SentencePiece, VocabularyConfig
 from tests import ROOT
@@ -31,6 +32,7 @@ SHAPES = [
     {"seed": 2},
     {"seed": 10, "cell": "lstm", "encoder_layers": 2, "decoder_layers": 3, "joint": False},
     {"seed": 10, "encoder_layers": 3, "decoder_layers": 2, "readout": "tanh", "dropout": 0.3, "tied_embeddings": "all"},
+    {"seed": 4, "decoder_layers": 3, "bridge": "mean", "attention_hidden": 11, "upper": "skip", "start": "eos"},
 ]
 LINES = [
     *["the cat", "", "one my two", " \t ", "red", "a my the one two red blue green cat", "\u3000", "two"],
@@ -277,6 +279,14 @@ def test_the_verb_refuses_in_one_line(model, tmp_path, capsys, words, message):
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == ["full", "model.safetensors"]
+
+
+def test_an_imported_vocabulary_is_refused(tiny_checkpoint, tmp_path):
+    checkpoint = tiny_checkpoint()
+    checkpoint.source_vocabulary = TokenList.build(["<pad>", "<unk>", "<s>", "</s>", "a"], Cut("words"))
+    with pytest.raises(UserError, match="reads SentencePiece models alone"):
+        export_model(checkpoint, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_leaves_no_folder(model, tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ SHAPES = [
     {"cell": "lstm", "encoder_layers": 2, "decoder_layers": 3},
     {"decoder_layers": 2, "readout": "tanh", "dropout": 0.3},
     {"tied_embeddings": "all", "locked": True, "dropout": 0.3},
+    {"cell": "lstm", "decoder_layers": 3, "upper": "skip", "bridge": "mean"},
+    {"decoder_layers": 2, "upper": "last", "attention_hidden": 13},
 ]
 
 

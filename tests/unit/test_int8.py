@@ -96,7 +96,14 @@ def test_recurrent_layers(kind, layers):
         assert all(map(torch.equal, leaves(own), [part[:, row : row + 1] for part in leaves(final)]))
 
 
-@pytest.mark.parametrize("shape", [{}, {"cell": "lstm", "encoder_layers": 2, "decoder_layers": 3, "readout": "tanh"}])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"cell": "lstm", "encoder_layers": 2, "decoder_layers": 3, "readout": "tanh"},
+        {"decoder_layers": 3, "upper": "skip", "bridge": "mean"},
+    ],
+)
 def test_a_search_does_not_depend_on_the_batch(tiny_model, shape):
     model = quantize(FusedRNNsearch(tiny_model(vocabulary=30, seed=1, **shape)))
     assert not any(isinstance(part, (nn.Linear, nn.GRU, nn.LSTM)) for part in model.modules())

@@ -24,6 +24,13 @@ VARIANTS = [
     )
 ]
 
+MARIAN = [
+    {"bridge": "mean", "attention_hidden": 7, "readout": "tanh"},
+    {"bridge": "mean", "cell": "lstm", "decoder_layers": 3, "upper": "skip"},
+    {"decoder_layers": 3, "upper": "last", "start": "eos"},
+    {"layer_normalization": True, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0},
+    {"layer_normalization": True, "cell": "lstm", "bridge": "mean", "readout": "tanh"},
+]
 LUONG = [
     {"decoder": "luong", **variant}
     for variant in (
@@ -33,6 +40,8 @@ LUONG = [
         {"cell": "lstm", "encoder_hidden": 5, "bridge": "relu", "readout": "linear", "source_end": False},
         {"bidirectional": False, "bridge": "last", "source_embedding": 6, "input_feeding": True},
         {"embedding": 10, "attention": "general", "input_feeding": True, "tied_embeddings": "all"},
+        {"cell": "lstm", "encoder_layers": 2, "decoder_layers": 2, "bridge": "linear", "encoder_hidden": 3},
+        {"bridge": "mean", "attention_hidden": 4, "output_size": 8, "tied_embeddings": "output", "start": "eos"},
     )
 ]
 
@@ -45,7 +54,7 @@ def step_by_step(model, tokens, memory):
     return torch.cat(logits, dim=1)
 
 
-@pytest.mark.parametrize("variant", VARIANTS + LUONG, ids=lambda v: "-".join(map(str, v.values())))
+@pytest.mark.parametrize("variant", VARIANTS + MARIAN + LUONG, ids=lambda v: "-".join(map(str, v.values())))
 def test_every_variant_is_forced_as_it_steps_and_ignores_padding(tiny_model, variant):
     model = tiny_model(vocabulary=15, **variant)
     batch = random_batch(4, 15, 7)
@@ -105,7 +114,7 @@ def test_the_model_reads_all_of_the_source_and_of_the_prefix(tiny_model):
             assert not torch.allclose(changed[0, 5], logits[0, 5])
 
 
-@pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "decoder_layers": 3}, *LUONG])
+@pytest.mark.parametrize("variant", [{}, {"cell": "lstm", "decoder_layers": 3}, MARIAN[1], MARIAN[4], *LUONG])
 def test_nodes_advance_as_slots_do(tiny_model, variant):
     """One row a node, in the model's own way and in the padded way of the interface, with their gradients."""
     model = tiny_model(**variant).double()
@@ -119,7 +128,7 @@ def test_nodes_advance_as_slots_do(tiny_model, variant):
 
     def gradient(found):
         value = sum(leaf.square().sum() for leaf in found)
-        return torch.autograd.grad(value, model.encoder.weight_ih_l0, retain_graph=True)[0]
+        return torch.autograd.grad(value, next(model.encoder.parameters()), retain_graph=True)[0]
 
     nodes = map_tree(lambda leaf: leaf[inside].unsqueeze(1), state)
     for way in (type(model).advance_nodes, Seq2Seq.advance_nodes):

@@ -1,6 +1,7 @@
 """Encoder-decoders of transformers as our models: small seeded ones, beside what transformers makes of them."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,8 +152,6 @@ def test_an_update_lowers_the_loss_on_its_batch(case: Case, objective: Any) -> N
 
 
 def test_a_run_keeps_the_tokenizer_and_the_settings(case: Case, tmp_path: Path) -> None:
-    import copy
-
     from nmt.corpus import Pairs
     from nmt.data_module import choose_vocabularies
     from nmt.transfer import shape_of, transfer
