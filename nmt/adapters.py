@@ -72,7 +72,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, seed: int) -> list[str]:
     torch.manual_seed(seed)
     settings = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=[name.removeprefix("network.") for name in names],
     )

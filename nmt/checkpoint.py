@@ -22,7 +22,7 @@ from safetensors.torch import save
 from nmt.adapters import plain_state
 from nmt.errors import UserError
 from nmt.lines import atomic_path
-from nmt.models import Luong, Pretrained, PretrainedConfig, RNNsearch, RNNsearchConfig, Seq2Seq
+from nmt.models import Luong, Pretrained, PretrainedConfig, Recurrent, RNNsearch, RNNsearchConfig, Seq2Seq
 from nmt.vocabulary import Vocabulary, open_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -98,10 +98,12 @@ def describe_architecture(model: Seq2Seq) -> dict[str, Any]:
     return {"architecture": architecture, "config": dataclasses.asdict(model.config)}  # type: ignore[call-overload]
 
 
-def build_model(described: dict[str, Any], source: Vocabulary, target: Vocabulary) -> Seq2Seq:
-    """A model with fresh weights of what `describe_architecture` has described."""
+def build_model(described: dict[str, Any], source: Vocabulary, target: Vocabulary, *, draw: bool = True) -> Seq2Seq:
+    """A model of what `describe_architecture` has described, with fresh weights, or, where others are about to be
+    loaded, with any: drawing those of a large recurrent model takes seconds."""
     kind, config_kind = ARCHITECTURES[described["architecture"]]
-    return kind(config_kind(**described["config"]), len(source), len(target))
+    options = {} if draw or not issubclass(kind, Recurrent) else {"draw": False}
+    return kind(config_kind(**described["config"]), len(source), len(target), **options)
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
@@ -143,7 +145,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
         target = open_vocabulary(tensors.pop(_VOCABULARY + "target").numpy().tobytes())
         source_model = tensors.pop(_VOCABULARY + "source", None)
         source = target if source_model is None else open_vocabulary(source_model.numpy().tobytes())
-        model = build_model(header, source, target)
+        model = build_model(header, source, target, draw=False)
         for name, first in header["aliases"].items():
             tensors[name] = tensors[first]
         model.load_state_dict(tensors)

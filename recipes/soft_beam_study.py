@@ -58,12 +58,17 @@ class Run:
         return [word for key, value in self.flags.items() for word in (f"--{key}", str(value))]
 
 
+def home(chosen: argparse.Namespace, corpus: str) -> Path:
+    """Where the runs on a corpus lie; it may be the path of a card."""
+    return chosen.directory / Path(corpus).stem
+
+
 def starts(chosen: argparse.Namespace) -> Iterator[Run]:
     """The two phases of what the arms begin with, for each seed and corpus."""
     for seed in chosen.seeds:
         for corpus in chosen.corpora:
             for name, flags in ((START, {}), (CONVERGED, CONVERGENCE)):
-                yield Run(corpus, name, seed, chosen.directory / corpus / f"{name}.{seed}", flags)
+                yield Run(corpus, name, seed, home(chosen, corpus) / f"{name}.{seed}", flags)
 
 
 def runs(chosen: argparse.Namespace) -> Iterator[Run]:
@@ -75,7 +80,7 @@ def runs(chosen: argparse.Namespace) -> Iterator[Run]:
                 flags = dict(settings)
                 only, seeds = flags.pop("only", corpus), flags.pop("seeds", seed)
                 if only == corpus and seed <= seeds and (not chosen.arms or arm in chosen.arms):
-                    yield Run(corpus, arm, seed, chosen.directory / corpus / f"{arm}.{seed}", flags)
+                    yield Run(corpus, arm, seed, home(chosen, corpus) / f"{arm}.{seed}", flags)
 
 
 def fine_tuning(run: Run, chosen: argparse.Namespace, folder: Path, updates: int) -> list[str]:
@@ -83,7 +88,7 @@ def fine_tuning(run: Run, chosen: argparse.Namespace, folder: Path, updates: int
     begin = START if run.arm == CONVERGED else CONVERGED
     return [
         *("nmt", "train", "--config", str(CONFIGS / "study_fine_tuning.yaml"), "--run", str(folder)),
-        *("--from", str(chosen.directory / run.corpus / f"{begin}.{run.seed}"), "--data.corpus", run.corpus),
+        *("--from", str(home(chosen, run.corpus) / f"{begin}.{run.seed}"), "--data.corpus", run.corpus),
         *("--seed", str(run.seed), "--trainer.max_steps", str(updates), "--trainer.threads", str(chosen.threads)),
         *run.words,
         *shlex.split(chosen.flags),
@@ -98,7 +103,7 @@ def plan(chosen: argparse.Namespace) -> None:
     for (corpus, arm), run in first.items():
         if arm in found.get(corpus, {}):
             continue
-        folder = chosen.directory / "plan" / f"{corpus}.{arm}"
+        folder = chosen.directory / "plan" / f"{Path(corpus).stem}.{arm}"
         shutil.rmtree(folder, ignore_errors=True)
         # Two lines of the journal: what comes before the first is start-up.
         words = fine_tuning(run, chosen, folder, 40)
@@ -120,7 +125,7 @@ def _tokens_an_update(run: Run, chosen: argparse.Namespace) -> float:
     from nmt.config_file import read_config
     from nmt.data_module import TranslationData
 
-    start = load_checkpoint(chosen.directory / run.corpus / f"{START}.{run.seed}")
+    start = load_checkpoint(home(chosen, run.corpus) / f"{START}.{run.seed}")
     config = read_config(CONFIGS / "study_fine_tuning.yaml", {"data.corpus": run.corpus, **run.flags})
     data = TranslationData(config.data, run.seed, (start.source_vocabulary, start.target_vocabulary))
     lengths = data.train_corpus.target_lengths[data.stream.rows]
@@ -228,7 +233,7 @@ def p_values(chosen: argparse.Namespace, corpus: str, arm: str, baseline: str, s
     reference = load_card(corpus).read("test").target
 
     def statistics_of(name: str) -> list[np.ndarray]:
-        folders = [chosen.directory / corpus / f"{name}.{seed}" for seed in seeds]
+        folders = [home(chosen, corpus) / f"{name}.{seed}" for seed in seeds]
         lines = [read_lines(folder / "test.beam5.txt") for folder in folders]
         return [np.array(metric._extract_corpus_statistics(part, [reference])) for part in lines]
 

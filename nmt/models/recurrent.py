@@ -202,7 +202,13 @@ class Recurrent(Seq2Seq):
         padding: int = PAD,
         bos: int = BOS,
         eos: int = EOS,
+        draw: bool = True,
     ) -> None:
+        """Builds the layers, with fresh weights unless `draw` is false: then others are about to be loaded.
+
+        Raises:
+            UserError: all embeddings are to be tied and the vocabularies differ in size.
+        """
         super().__init__(padding, eos if config.start == "eos" else bos, eos)
         if config.tied_embeddings == "all" and source_vocabulary != target_vocabulary:
             raise UserError(
@@ -223,7 +229,8 @@ class Recurrent(Seq2Seq):
         self._add_decoder(_cell_of(config))
         self.output = nn.Linear(config.readout_size, target_vocabulary)
         self.dropout = Dropout(config.dropout)
-        self._initialise()
+        if draw:
+            self._initialise()
         if config.tied_embeddings != "none":
             self.output.weight = self.target_embedding.weight
         if config.tied_embeddings == "all":
