@@ -15,12 +15,17 @@ from nmt.vocabulary import Special, Vocabulary
 _KIND = b"tokenizer\n"
 # What the model has embeddings for and the tokenizer no piece: a search may choose it all the same.
 _UNUSED = "<unused {}>"
+_SPACE, _BYTE_SPACE, _INSIDE = "▁", "Ġ", "##"
 # No folder before it, and no code.
 _NAME = re.compile(r"(?!.*\.py$)[\w-]+(\.[\w-]+)*")
 
 
 class TokenizerVocabulary(Vocabulary):
-    """A tokenizer, of the source or of the target side."""
+    """A tokenizer, of the source or of the target side.
+
+    Its pieces are told as SentencePiece spells them, "▁" where a word begins: alignments and phrases of a search go by
+    that. Byte-level tokenizers (GPT-2, BART) begin a word with "Ġ", word pieces (BERT) go on inside of one with "##".
+    """
 
     def __init__(self, model: bytes) -> None:
         """Opens what `pack` has packed.
@@ -43,6 +48,10 @@ class TokenizerVocabulary(Vocabulary):
         with tempfile.TemporaryDirectory() as folder:
             self.write_files(Path(folder))
             self.tokenizer = open_tokenizer(folder)
+        names = self.tokenizer.get_vocab()
+        marks = (_SPACE, _BYTE_SPACE, _INSIDE)
+        self._mark = max(marks, key=lambda mark: sum(name.startswith(mark) for name in names))
+        self._special_names = frozenset(self.tokenizer.all_special_tokens)
 
     @property
     def model(self) -> bytes:
@@ -75,12 +84,27 @@ class TokenizerVocabulary(Vocabulary):
     def pieces(self, ids: Sequence[int]) -> list[str]:
         known = len(self.tokenizer)
         return [
-            str(self.tokenizer.convert_ids_to_tokens(i)) if i < known else _UNUSED.format(i)
+            self._spelt(str(self.tokenizer.convert_ids_to_tokens(i))) if i < known else _UNUSED.format(i)
             for i in map(self._checked, ids)
         ]
 
+    def _spelt(self, name: str) -> str:
+        if name in self._special_names:
+            return name
+        if self._mark == _INSIDE:
+            return name.removeprefix(_INSIDE) if name.startswith(_INSIDE) else _SPACE + name
+        return _SPACE + name[1:] if self._mark == _BYTE_SPACE and name.startswith(_BYTE_SPACE) else name
+
+    def _named(self, piece: str) -> str:
+        """The tokenizer's name of a piece: the inverse of `_spelt`."""
+        if piece in self._special_names:
+            return piece
+        if self._mark == _INSIDE:
+            return piece.removeprefix(_SPACE) if piece.startswith(_SPACE) else _INSIDE + piece
+        return _BYTE_SPACE + piece[1:] if self._mark == _BYTE_SPACE and piece.startswith(_SPACE) else piece
+
     def ids(self, pieces: Sequence[str]) -> list[int]:
-        found = self.tokenizer.convert_tokens_to_ids(list(pieces))
+        found = self.tokenizer.convert_tokens_to_ids([self._named(piece) for piece in pieces])
         unused = {_UNUSED.format(i): i for i in range(len(self.tokenizer), self._size)}
         for place, piece in enumerate(pieces):
             found[place] = unused.get(piece, found[place])
@@ -90,7 +114,7 @@ class TokenizerVocabulary(Vocabulary):
 
     def surfaces(self, line: str) -> list[str]:
         names, ids = self.tokenizer.tokenize(line), self.encode([line])[0]
-        return names if len(names) == len(ids) else self.pieces(ids)
+        return [self._spelt(name) for name in names] if len(names) == len(ids) else self.pieces(ids)
 
     def _text(self, ids: list[int]) -> str:
         known = [i for i in ids if i < len(self.tokenizer)]

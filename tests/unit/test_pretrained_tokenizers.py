@@ -22,7 +22,10 @@ from nmt.huggingface import library
 from nmt.imports.hf import Options, load
 from nmt.models import Pretrained
 from nmt.pretrained_folder import export_folder
+from nmt.tokenizer import TokenizerVocabulary, pack
+from nmt.translation import words_of
 from nmt.translator import Translator
+from nmt.vocabulary import Special
 from tests.unit.pretrained import WORDS
 
 LINES = [" ".join(random.Random(i).choices(WORDS, k=1 + i % 7)) for i in range(30)]
@@ -162,3 +165,36 @@ def test_texts_and_translations_are_those_of_transformers(
     assert again.generation_config.forced_eos_token_id == network.generation_config.forced_eos_token_id
     for file in (tmp_path / "back").iterdir():
         assert str(tmp_path).encode() not in file.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["bytes", "word pieces"])
+def test_pieces_tell_where_words_begin(kind: str) -> None:
+    """Alignments, and phrases that a search shall hold or avoid, go by it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    lines = [" ".join(random.Random(seed).choices(WORDS, k=6)) for seed in range(40)]
+    names = ["<pad>", "<s>", "</s>", "<unk>"]
+    if kind == "bytes":
+        inner = Tokenizer(models.BPE())
+        inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        trainer: Any = trainers.BpeTrainer(special_tokens=names, vocab_size=60)
+    else:
+        inner = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        inner.pre_tokenizer, inner.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(special_tokens=names, vocab_size=60)
+    inner.train_from_iterator(lines, trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    vocabulary = TokenizerVocabulary(pack(tokenizer, "target", len(tokenizer) + 2, Special(0, 3, 1, 2)))
+    several = 0
+    for line in lines:
+        [ids] = vocabulary.encode([line])
+        pieces = vocabulary.pieces(ids)
+        words = ["".join(pieces[place] for place in places).removeprefix("▁") for places in words_of(pieces)]
+        assert words == line.split()
+        assert vocabulary.surfaces(line) == pieces and vocabulary.decode(ids) == line
+        several += len(pieces) > len(words)
+    assert several
+    every = range(len(vocabulary))
+    assert vocabulary.ids(vocabulary.pieces(every)) == list(every)
