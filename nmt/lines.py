@@ -115,14 +115,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         # A device or a pipe (/dev/null) can only be written in place.
         yield final
         return
-    temporary = final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _beside(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         sync(temporary)
-        os.replace(temporary, final)
-        with contextlib.suppress(OSError):  # some file systems cannot
-            sync(final.parent)
+        _rename(temporary, final)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
@@ -138,19 +136,29 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         UserError: the operating system refuses, or there is a folder of that name which holds something.
     """
     final = Path(os.path.realpath(path))
-    temporary = final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _beside(final)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.iterdir():
             sync(file)
-        os.replace(temporary, final)
-        with contextlib.suppress(OSError):  # some file systems cannot
-            sync(final.parent)
+        _rename(temporary, final)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(final: Path) -> Path:
+    """A name in the same folder that nobody else has."""
+    return final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _rename(temporary: Path, final: Path) -> None:
+    """Gives what is on the disk its name, for good."""
+    os.replace(temporary, final)
+    with contextlib.suppress(OSError):  # some file systems cannot
+        sync(final.parent)
 
 
 def check_empty(folder: Path) -> None:

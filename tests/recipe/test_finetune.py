@@ -89,7 +89,7 @@ def test_joeynmt_is_called_by_its_own_command(tmp_path, monkeypatch):
     [
         ("--toolkit nematus", "choose joeynmt or marian"),
         ("--device tpu", "choose cpu or gpu"),
-        ("--beam x", "'x' is no"),
+        ("--beam x", "'x' is not a number"),
     ],
 )
 def test_a_wrong_flag_is_explained(flags, words, tmp_path):
