@@ -20,19 +20,25 @@ from nmt.models import Seq2Seq, decoding_form
 from nmt.objectives import BSO, CrossEntropy, MinRisk, Objective, ScheduledSampling, SoftBeam
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import shifted
+from nmt.objectives.words import Words
 from nmt.search import beam_search
 from nmt.skipping import Skipping
+from nmt.vocabulary import Vocabulary
 from nmt.world import World
 
 
-def make_objective(config: TrainConfig) -> Objective:
-    """The objective that the configuration names."""
+def make_objective(config: TrainConfig, vocabulary: Vocabulary) -> Objective:
+    """The objective that the configuration names, for targets of a vocabulary."""
+
+    def words(unit: str) -> Words | None:
+        return Words(vocabulary) if unit == "word" else None
+
     makers: dict[str, Callable[[], Objective]] = {
         "cross_entropy": lambda: CrossEntropy(config.cross_entropy),
         "scheduled_sampling": lambda: ScheduledSampling(config.scheduled_sampling),
-        "min_risk": lambda: MinRisk(config.min_risk),
-        "bso": lambda: BSO(config.bso),
-        "soft_beam": lambda: SoftBeam(config.soft_beam),
+        "min_risk": lambda: MinRisk(config.min_risk, words(config.min_risk.unit)),
+        "bso": lambda: BSO(config.bso, words(config.bso.unit)),
+        "soft_beam": lambda: SoftBeam(config.soft_beam, words=words(config.soft_beam.unit)),
     }
     return makers[config.objective]()
 
@@ -69,7 +75,7 @@ class TranslationModule(pl.LightningModule):
         self.config = config
         self.checkpoint = checkpoint
         self.model = checkpoint.model
-        self.objective = make_objective(config)
+        self.objective = make_objective(config, checkpoint.target_vocabulary)
         if isinstance(self.objective, SoftBeam):
             # Weights of a run that is resumed replace the copy's, too.
             self.objective.stay_near(self.model)

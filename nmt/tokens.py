@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nmt.errors import UserError
-from nmt.vocabulary import UNK, Vocabulary
+from nmt.vocabulary import UNK, Spelling, Vocabulary
 
 KIND = b"tokens"
 
@@ -95,6 +95,15 @@ class TokenList(Vocabulary):
         if self._processor is not None:
             return self._processor.encode(line, out_type=str)
         return self._bpe.segment(line).split() if self._bpe is not None else line.split()
+
+    def spellings(self) -> list[Spelling]:
+        if self._processor is not None:
+            return super().spellings()
+        behind = self._cut.separator if self._cut.kind == "bpe" else ""
+        return [
+            Spelling(token.removesuffix(behind).encode(), True, bool(behind) and token.endswith(behind))
+            for token in self._tokens
+        ]
 
     def _text(self, ids: list[int]) -> str:
         pieces = self.pieces(ids)

@@ -35,9 +35,24 @@ class Special(NamedTuple):
     eos: int = EOS
 
 
+class Spelling(NamedTuple):
+    """What a piece brings to a text.
+
+    Attributes:
+        content: its bytes, without a space.
+        left, right: whether it goes on with the word before it, where that lets it, and lets the one after it go on.
+    """
+
+    content: bytes
+    left: bool
+    right: bool
+
+
 _KINDS = ("bpe", "unigram")
 _RENEWED = ("none", "source", "target", "both")
 _NORMALIZATIONS = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
+_SPACE = "▁"
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
 # The library's generator is seeded for the whole process.
 _SEEDING = threading.Lock()
 
@@ -136,6 +151,10 @@ class Vocabulary(ABC):
     def surfaces(self, line: str) -> list[str]:
         """The pieces of a line as they are spelt in it, those too that the vocabulary lacks."""
 
+    def spellings(self) -> list[Spelling]:
+        """How each piece is spelt, the special ones by their names."""
+        return [_spell(piece) for piece in self.pieces(range(len(self)))]
+
     @abstractmethod
     def _text(self, ids: list[int]) -> str:
         """The text of ids, none of them special but unknown ones."""
@@ -183,6 +202,13 @@ class Vocabulary(ABC):
         if not 0 <= int(i) < len(self):
             raise ValueError(f"id {int(i)} is outside of the vocabulary of {len(self)} pieces")
         return int(i)
+
+
+def _spell(piece: str) -> Spelling:
+    """By the rules of SentencePiece."""
+    if byte := _BYTE.fullmatch(piece):
+        return Spelling(bytes([int(byte[1], 16)]), True, True)
+    return Spelling(piece.replace(_SPACE, "").encode(errors="surrogatepass"), not piece.startswith(_SPACE), True)
 
 
 def open_vocabulary(model: bytes) -> Vocabulary:

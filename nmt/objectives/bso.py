@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
-from nmt.objectives.prefix_bleu import PrefixBLEU
-from nmt.objectives.soft_bleu import count_reference
+from nmt.objectives.prefix_bleu import make_scorer
+from nmt.objectives.words import Words, check_unit
 from nmt.search.beam import expand, first_beam, restart_beam
 from nmt.search.peaks import log_normaliser
 from nmt.search.selection import hard_reparent, hard_select
@@ -34,6 +34,8 @@ class BSOConfig:
     """By how many nats the reference's prefix has to lead the K-th best other prefix, and at its end the best."""
     cost: Literal["bleu", "one"] = "bleu"
     """What a violation is multiplied by: one, or 1 - the best BLEU that the offending prefix can still become."""
+    unit: Literal["word", "piece"] = "word"
+    """What BLEU counts: words, as sacreBLEU does, or pieces of the vocabulary, for languages that put no spaces."""
     cross_entropy: float = 0.3
     """Weight of the cross-entropy that is added."""
     label_smoothing: float = 0.1
@@ -45,21 +47,29 @@ class BSOConfig:
         for name in ("margin", "cross_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"bso.{name} is {getattr(self, name)}; give 0 or more")
+        check_unit("bso", self.unit)
         if self.cost not in ("bleu", "one"):
             raise UserError(f"bso.cost is '{self.cost}'; choose bleu or one")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"bso.label_smoothing is {self.label_smoothing}; give a share from 0 up to 1")
 
 
-class BSO:
+class BSO(nn.Module):
     """Sum over the steps of cost * (margin - score of the reference's prefix + score of the K-th best other prefix),
     where positive; a mean over the sentences' tokens. After a violation the beam begins anew from the reference's
-    prefix (LaSO); at the reference's end it has to lead the best other hypothesis."""
+    prefix (LaSO); at the reference's end it has to lead the best other hypothesis.
 
-    def __init__(self, config: BSOConfig) -> None:
+    Args:
+        config: its settings.
+        words: of the target vocabulary, for BLEU of words; without, it is of pieces.
+    """
+
+    def __init__(self, config: BSOConfig, words: Words | None = None) -> None:
+        super().__init__()
         self.config = config
+        self.words = words
 
-    def __call__(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
+    def forward(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
         config, target = self.config, batch.target
         rows, longest = target.shape
         size = config.beam_size
@@ -68,7 +78,7 @@ class BSO:
         # The tag of a slot says whether it holds the reference's prefix.
         beam, tag = first_beam(model, memory, rows), torch.ones(rows, 1, dtype=torch.bool, device=target.device)
         gold_state, gold_score = model.start(memory), beam.scores.squeeze(1)
-        scorer = PrefixBLEU(target, count_reference(target, batch.target_lengths - 1), model.eos)
+        scorer = make_scorer(batch, model.eos, self.words)
         matches = scorer.start()
         gold_matches = scorer.start()
         gold_features: list[Tensor] = []

@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.objective import Loss
 from nmt.objectives.traced import Figures, pool_risk, traced_loss
+from nmt.objectives.words import Words, check_unit
 from nmt.search.trace import Trace
 
 
@@ -25,6 +27,8 @@ class MinRiskConfig:
     """Hypotheses are ranked and weighed by score = log p / |y|^alpha."""
     sharpness: float = 10.0
     """The weight of a hypothesis is the softmax of sharpness * score."""
+    unit: Literal["word", "piece"] = "word"
+    """What BLEU counts: words, as sacreBLEU does, or pieces of the vocabulary, for languages that put no spaces."""
     overrun: int = 5
     """Tokens by which a hypothesis may be longer than its reference."""
     tolerance: float = 0.05
@@ -40,6 +44,7 @@ class MinRiskConfig:
             raise UserError(f"min_risk.beam_size is {self.beam_size}; give at least 2: a risk needs a choice")
         if self.n_best < 1:
             raise UserError(f"min_risk.n_best is {self.n_best}; give at least 1")
+        check_unit("min_risk", self.unit)
         for name in ("sharpness", "alpha", "overrun", "cross_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"min_risk.{name} is {getattr(self, name)}; give 0 or more")
@@ -49,13 +54,20 @@ class MinRiskConfig:
             raise UserError(f"min_risk.label_smoothing is {self.label_smoothing}; give a share from 0 up to 1")
 
 
-class MinRisk:
-    """1 - sum over the finished hypotheses of softmax(sharpness * score) * BLEU, a mean over the sentences."""
+class MinRisk(nn.Module):
+    """1 - sum over the finished hypotheses of softmax(sharpness * score) * BLEU, a mean over the sentences.
 
-    def __init__(self, config: MinRiskConfig) -> None:
+    Args:
+        config: its settings.
+        words: of the target vocabulary, for BLEU of words; without, it is of pieces.
+    """
+
+    def __init__(self, config: MinRiskConfig, words: Words | None = None) -> None:
+        super().__init__()
         self.config = config
+        self.words = words
 
-    def __call__(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
+    def forward(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
         config = self.config
 
         def risk(trace: Trace, scores: list[Tensor], values: list[Tensor]) -> tuple[Figures, Figures]:
@@ -74,4 +86,5 @@ class MinRisk:
             tolerance=config.tolerance,
             cross_entropy=config.cross_entropy,
             label_smoothing=config.label_smoothing,
+            words=self.words,
         )

@@ -1,11 +1,35 @@
 """Sentence BLEU of hypotheses while they grow: what a prefix has matched, and the best that it can still become."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from nmt.objectives.soft_bleu import ORDER, ReferenceCounts
+from nmt.batching import Batch
+from nmt.objectives.soft_bleu import ORDER, ReferenceCounts, count_reference
+from nmt.objectives.words import Words
+
+
+class Scorer(Protocol):
+    """Follows hypotheses token by token; what it knows of them is a tree that is re-parented like a state."""
+
+    def start(self) -> Any: ...
+
+    def extend(self, matches: Any, tokens: Tensor) -> Any:
+        """The prefixes, each with one more token (batch, slots); EOS leaves a prefix as it is."""
+        ...
+
+    def bleu(self, matches: Any, finished: Tensor) -> Tensor:
+        """Smoothed sentence BLEU (batch, slots) of finished hypotheses; of the others, the best within reach."""
+        ...
+
+
+def make_scorer(batch: Batch, eos: int, words: Words | None) -> Scorer:
+    """Of the words of a batch's references, or of their pieces."""
+    lengths = batch.target_lengths - 1
+    if words is None:
+        return PrefixBLEU(batch.target, count_reference(batch.target, lengths), eos)
+    return WordBLEU(words, batch.target, lengths, eos)
 
 
 class PrefixMatches(NamedTuple):
@@ -55,8 +79,17 @@ class PrefixBLEU:
 
     def extend(self, matches: PrefixMatches, tokens: Tensor) -> PrefixMatches:
         """The prefixes, each with one more token; EOS leaves a prefix as it is."""
-        grows = (tokens != self.eos).to(matches.run.dtype)
-        equal = tokens.unsqueeze(2) == self.target.unsqueeze(1)
+        return self.add(matches, tokens.unsqueeze(2) == self.target.unsqueeze(1), tokens != self.eos)
+
+    def add(self, matches: PrefixMatches, equal: Tensor, grown: Tensor) -> PrefixMatches:
+        """The prefixes, each with one more token where it is `grown` (batch, slots).
+
+        Args:
+            matches: of the prefixes.
+            equal: (batch, slots, longest), whether that token is the reference's at j.
+            grown: (batch, slots).
+        """
+        grows = grown.to(matches.run.dtype)
         before = torch.nn.functional.pad(matches.run[..., :-1], (1, 0))
         run = torch.where(equal, (before + 1).clamp_max(ORDER), 0.0)
         run = torch.where(grows.unsqueeze(2) > 0, run, matches.run)
@@ -85,3 +118,73 @@ class PrefixBLEU:
         brevity = (1 - target / length.clamp_min(1e-6)).clamp(min=-30, max=0)
         score = (log_precision + brevity).exp()
         return torch.where((matched[..., 0] > 0) & (length > 0), score, torch.zeros_like(score))
+
+
+class WordMatches(NamedTuple):
+    """What BLEU knows of a prefix whose last word may go on.
+
+    Attributes:
+        ended: of the words before that one.
+        value, size: (batch, slots) int64, hash and bytes of the last word, 0 where there is none.
+        joinable: (batch, slots), whether the next piece may belong to it.
+    """
+
+    ended: PrefixMatches
+    value: Tensor
+    size: Tensor
+    joinable: Tensor
+
+
+class WordBLEU:
+    """BLEU of the words that prefixes spell; what it counts as one is told by `Words`.
+
+    A word that may go on counts as each word of the reference that begins like it, since it can become that.
+
+    Args:
+        words: of the target vocabulary.
+        target: (batch, longest) ids of the references, EOS and padding included.
+        lengths: (batch,) of them that count.
+        eos: the id of EOS.
+    """
+
+    def __init__(self, words: Words, target: Tensor, lengths: Tensor, eos: int) -> None:
+        self.words = words
+        self.eos = eos
+        self.reference = words.references(target, lengths)
+        self.scorer = PrefixBLEU(
+            self.reference.words, count_reference(self.reference.words, self.reference.lengths), eos
+        )
+
+    def start(self) -> WordMatches:
+        ended = self.scorer.start()
+        none = torch.zeros_like(ended.length, dtype=torch.int64)
+        return WordMatches(ended, none, none, none.bool())
+
+    def extend(self, matches: WordMatches, tokens: Tensor) -> WordMatches:
+        """The prefixes, each with one more piece; EOS leaves a prefix as it is."""
+        ended, value, size, joinable = matches
+        tables, grows = self.words, tokens != self.eos
+        joins = tables.left[tokens] & joinable
+        ended = self.scorer.add(ended, self._is_word(value), grows & ~joins & (size > 0))
+        grown = WordMatches(
+            ended,
+            torch.where(joins, value, 0) * tables.powers[tokens] + tables.hashes[tokens],
+            torch.where(joins, size, 0) + tables.sizes[tokens],
+            tables.right[tokens],
+        )
+        return WordMatches(ended, *(torch.where(grows, *pair) for pair in zip(grown[1:], matches[1:], strict=True)))
+
+    def bleu(self, matches: WordMatches, finished: Tensor) -> Tensor:
+        """Smoothed sentence BLEU (batch, slots) of finished hypotheses; of the others, the BLEU that they reach if all
+        words to come match the reference as far as what stands allows."""
+        ended, value, size, _ = matches
+        prefixes = self.reference.prefixes.unsqueeze(1)
+        longest = prefixes.shape[3] - 1
+        place = size.clamp_max(longest)[..., None, None].expand(-1, -1, prefixes.shape[2], 1)
+        begins = prefixes.expand(-1, size.shape[1], -1, -1).gather(3, place).squeeze(3) == value.unsqueeze(2)
+        begins = begins & (size <= longest).unsqueeze(2)
+        equal = torch.where(finished.unsqueeze(2), self._is_word(value), begins)
+        return self.scorer.bleu(self.scorer.add(ended, equal, size > 0), finished)
+
+    def _is_word(self, value: Tensor) -> Tensor:
+        return value.unsqueeze(2) == self.reference.words.unsqueeze(1)

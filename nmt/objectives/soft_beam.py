@@ -22,6 +22,7 @@ from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.soft_losses import BLEULoss, GoldInBeamLoss, SoftLoss, TokenLoss
 from nmt.objectives.traced import Figures, is_open, pool_risk, traced_loss
+from nmt.objectives.words import Words, check_unit
 from nmt.search.beam import first_beam, restart_beam
 from nmt.search.soft import Operator, SoftSearchConfig, cut_off, soft_advance
 from nmt.search.trace import Trace
@@ -101,6 +102,9 @@ class SoftBeamConfig:
     divergence: float = 0.0
     """reachable_bleu: weight of KL(start || model), nats, the mean over the prefixes that are decoded again; the start
     is the model that the run began with, by --from. It costs a decoding without gradient."""
+    unit: Literal["word", "piece"] = "word"
+    """reachable_bleu: what BLEU counts: words, as sacreBLEU does, or pieces of the vocabulary, for languages that
+    put no spaces."""
     references: float = 1.0
     """reachable_bleu: share of the sentences, at least one, drawn anew for every batch, that the cross-entropy is the
     mean of. Only their references are decoded."""
@@ -126,6 +130,7 @@ class SoftBeamConfig:
                 "soft_beam.search.values is 'hard', but soft_beam.loss 'gold_in_beam' follows the reference's soft "
                 "share of mixed states; use soft, or another loss"
             )
+        check_unit("soft_beam", self.unit)
         for name, high in (("restart", 1.0), ("tolerance", 1.0), ("references", 1.0), ("label_smoothing", 0.999)):
             if not 0 <= getattr(self, name) <= high:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give a number from 0 to 1")
@@ -147,11 +152,13 @@ class SoftBeam(nn.Module):
     Args:
         config: its settings.
         operator: instead of the configuration's; any function of the signature of `nmt.topk`.
+        words: of the target vocabulary, for BLEU of words; without, it is of pieces.
     """
 
-    def __init__(self, config: SoftBeamConfig, operator: Operator | None = None) -> None:
+    def __init__(self, config: SoftBeamConfig, operator: Operator | None = None, words: Words | None = None) -> None:
         super().__init__()
         self.config = config
+        self.words = words
         if operator is None:
             operator = OPERATORS[config.operator].operator
             if operator not in (soft_topk, sorted_soft_topk):
@@ -211,6 +218,7 @@ class SoftBeam(nn.Module):
             temperature=temperature,
             anchor=self.anchor,
             divergence=config.divergence,
+            words=self.words,
         )
 
     def _make_loss(self, model: Seq2Seq, batch: Batch) -> SoftLoss:

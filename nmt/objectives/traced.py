@@ -18,8 +18,8 @@ from nmt.batching import Batch
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.likelihood import token_log_likelihood, weighted_log_likelihood
 from nmt.objectives.objective import Loss
-from nmt.objectives.prefix_bleu import PrefixBLEU
-from nmt.objectives.soft_bleu import count_reference
+from nmt.objectives.prefix_bleu import make_scorer
+from nmt.objectives.words import Words
 from nmt.search.replay import Replay, replay
 from nmt.search.trace import Trace, TraceStep, trace_search
 from nmt.tree import map_tree, take_slots
@@ -28,7 +28,7 @@ Figures = dict[str, Tensor]
 TraceLoss = Callable[[Trace, list[Tensor], list[Tensor]], tuple[Figures, Figures]]
 """(trace, scores, values) -> the terms of the loss by name, differentiable in the scores, and figures. For each step
 (batch, C): the scores are those of the candidates, -inf where there is none; the values are their BLEU (see
-`PrefixBLEU.bleu`)."""
+`Scorer.bleu`)."""
 
 
 def traced_loss(
@@ -48,6 +48,7 @@ def traced_loss(
     temperature: float | Tensor = 0.0,
     anchor: Seq2Seq | None = None,
     divergence: float = 0.0,
+    words: Words | None = None,
 ) -> Loss:
     """Searches, weighs, replays.
 
@@ -68,6 +69,7 @@ def traced_loss(
         temperature: what `loss` depends on besides; if it is learned, the result's gradient reaches it.
         anchor: a model to stay near, in evaluation mode, or None.
         divergence: weight of KL(anchor || model), nats, the mean over all prefixes that are decoded again.
+        words: what BLEU counts; None for pieces.
     """
     training = model.training
     # Where the steps draw nothing, the search runs the network that the replay runs, on the same memory.
@@ -77,7 +79,7 @@ def traced_loss(
         memory = model.encode(batch.source, batch.source_lengths) if shared is None else map_tree(Tensor.detach, shared)
         limits = batch.target_lengths + overrun
         trace = trace_search(model, memory, limits, beam_size, candidates, alpha=alpha, n_best=n_best)
-        values = candidate_values(trace, batch, model.eos)
+        values = candidate_values(trace, batch, model.eos, words)
     model.train(training)
 
     # Under no_grad, too: the value of the loss needs the weights.
@@ -151,9 +153,10 @@ def mean_divergence(wanted: Tensor, logits: Tensor) -> Tensor:
     return kl_div(q, p, reduction="batchmean", log_target=True)
 
 
-def candidate_values(trace: Trace, batch: Batch, eos: int) -> list[Tensor]:
-    """For each step (batch, C): the BLEU of a candidate that has ended, the best BLEU within reach of another."""
-    scorer = PrefixBLEU(batch.target, count_reference(batch.target, batch.target_lengths - 1), eos)
+def candidate_values(trace: Trace, batch: Batch, eos: int, words: Words | None = None) -> list[Tensor]:
+    """For each step (batch, C): the BLEU, of words or of pieces, of a candidate that has ended, the best BLEU within
+    reach of another."""
+    scorer = make_scorer(batch, eos, words)
     matches = scorer.start()
     values = []
     for number, step in enumerate(trace.steps):

@@ -107,7 +107,7 @@ def main() -> None:
     head += f"{'train':>8}{'+-':>7}{'dev':>8}{'+-':>7}{'seconds':>9}"
     print(head, flush=True)
     for name, changes in yaml.safe_load(Path(chosen.estimators).read_text()).items():
-        objective = make_objective(read_config(saved, {**same, **changes}))
+        objective = make_objective(read_config(saved, {**same, **changes}), checkpoint.target_vocabulary)
         gradients, clock = [], time.process_time()
         for number, batch in enumerate(batches):
             torch.manual_seed(number)

@@ -65,6 +65,7 @@ IMPOSSIBLE = {
         "label_smoothing": [-0.1, 1.0],
     },
     ("min_risk", MinRiskConfig): {
+        "unit": ["line"],
         "beam_size": [1],
         "n_best": [0],
         "alpha": [-1.0, nan],
@@ -75,6 +76,7 @@ IMPOSSIBLE = {
         "label_smoothing": [-0.1, 1.0],
     },
     ("bso", BSOConfig): {
+        "unit": ["line"],
         "beam_size": [0],
         "margin": [-1.0, nan],
         "cost": ["wer"],
@@ -82,6 +84,7 @@ IMPOSSIBLE = {
         "label_smoothing": [-0.1, 1.0],
     },
     ("soft_beam", SoftBeamConfig): {
+        "unit": ["line"],
         "loss": ["bleu"],
         "operator": ["soft_top", ""],
         "restart": [-0.1, 1.1, nan],
