@@ -19,17 +19,21 @@ from nmt.objectives import (
 from nmt.objectives.likelihood import weighted_log_likelihood
 from nmt.objectives.objective import shifted
 from nmt.objectives.traced import candidate_values, cumulate, pool
+from nmt.objectives.words import Words
 from nmt.search import SearchConfig, SoftSearchConfig, beam_search
 from nmt.search.replay import replay
 from nmt.search.trace import trace_search
+from nmt.tokens import Cut, TokenList
 from nmt.topk import hard_topk, sorted_soft_topk
 from nmt.topk.rivals import OPERATORS
+from nmt.vocabulary import SentencePiece, VocabularyConfig
 from tests.conftest import random_batch
 from tests.unit.test_objectives import NAMES, check_gradient
 from tests.unit.test_prefix_bleu import within_reach
 from tests.unit.test_soft_bleu import sacre
 
 EOS = 3
+SPM = SentencePiece.train(["a small text"] * 4, VocabularyConfig(size=20)).model
 
 
 @pytest.fixture
@@ -219,6 +223,36 @@ def test_minimum_risk_equals_a_slow_reference(model, batch):
             steps = slow_search(model, source, len(reference) + 1 + 4, 3, 3)
             expected += slow_loss(steps, reference, 3, 1.0, lambda x, k, t: x * 0, 1.0) / 6 - 1 / 6
     assert MinRisk(config)(model, batch).value.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_words_are_what_counts_where_they_are_told(model, batch):
+    """Thirteen pieces, of which some go on with a word: what ended has the BLEU of its words."""
+    tokens = ["<pad>", "<unk>", "<s>", "</s>", "▁a", "b", "▁ab", "▁", "a", ".", "▁b", "ba", "▁c"]
+    words = Words(TokenList.build(tokens, Cut("sentencepiece", model=SPM)))
+    config = SearchConfig(beam_size=4, n_best=3, alpha=1.0)
+    found = beam_search(model, batch.source, batch.source_lengths, config)
+    with torch.no_grad():
+        memory = model.encode(batch.source, batch.source_lengths)
+        trace = trace_search(model, memory, limits_of(batch), 4, 9, alpha=1.0, n_best=3)
+        _, scores = cumulate(trace)
+        ranked, bleu = pool(trace, scores, candidate_values(trace, batch, EOS, words))
+    others = 0
+    for row, hypotheses in enumerate(found):
+        best = ranked[row].topk(3)
+        reference = batch.target[row, : batch.target_lengths[row] - 1].tolist()
+        expected = [word_bleu(words, h.tokens, reference) for h in hypotheses]
+        assert bleu[row][best.indices].tolist() == pytest.approx(expected, abs=1e-6)
+        others += expected != pytest.approx([sacre(h.tokens, reference) for h in hypotheses], abs=1e-6)
+    assert others > 2
+    settings = MinRiskConfig(beam_size=3, sharpness=10.0, cross_entropy=0.0)
+    told, plain = (MinRisk(settings, each)(model, batch).figures["first_bleu"].item() for each in (words, None))
+    assert told != pytest.approx(plain, abs=1e-4)
+
+
+def word_bleu(words, hypothesis, reference):
+    # An unknown piece is a word that equals none.
+    mine = [word or b"mine" for word in words.split(hypothesis)]
+    return sacre(mine, [word or b"theirs" for word in words.split(reference)])
 
 
 def objective_of(name, **options):

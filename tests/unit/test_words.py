@@ -1,6 +1,7 @@
 """BLEU of words, followed piece by piece: sacreBLEU's where a hypothesis has ended, the definition where it has not."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 
 from nmt.batching import Batch
+from nmt.config import TrainConfig
 from nmt.lines import read_lines
+from nmt.module import make_objective
 from nmt.objectives.prefix_bleu import WordBLEU, make_scorer
 from nmt.objectives.words import Words, prefix_hashes
 from nmt.tokens import Cut, TokenList
@@ -193,3 +196,18 @@ def test_pieces_are_what_they_were(vocabulary):
     scorer = make_scorer(batch, EOS, None)
     matches = scorer.extend(scorer.start(), torch.tensor([[5]]))
     assert matches.length.tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("name", ["soft_beam", "min_risk", "bso"])
+def test_objectives_count_words_unless_told_otherwise(vocabulary, name):
+    config = TrainConfig(objective=name)
+    assert make_objective(config, vocabulary).words.left.shape == (len(vocabulary),)
+    setattr(config, name, replace(getattr(config, name), unit="piece"))
+    assert make_objective(config, vocabulary).words is None
+
+
+def test_a_language_without_spaces_is_told(words, vocabulary, caplog):
+    reference = vocabulary.ids(["▁", *"redcatdog"])
+    for _ in range(2):
+        words.references(padded([reference]), torch.tensor([len(reference)]))
+    assert "unit" in caplog.text and len(caplog.records) == 1
