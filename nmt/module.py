@@ -30,15 +30,15 @@ from nmt.world import World
 def make_objective(config: TrainConfig, vocabulary: Vocabulary) -> Objective:
     """The objective that the configuration names, for targets of a vocabulary."""
 
-    def words(unit: str) -> Words | None:
-        return Words(vocabulary) if unit == "word" else None
+    def words(share: float) -> Words | None:
+        return Words(vocabulary, share) if share else None
 
     makers: dict[str, Callable[[], Objective]] = {
         "cross_entropy": lambda: CrossEntropy(config.cross_entropy),
         "scheduled_sampling": lambda: ScheduledSampling(config.scheduled_sampling),
-        "min_risk": lambda: MinRisk(config.min_risk, words(config.min_risk.unit)),
-        "bso": lambda: BSO(config.bso, words(config.bso.unit)),
-        "soft_beam": lambda: SoftBeam(config.soft_beam, words=words(config.soft_beam.unit)),
+        "min_risk": lambda: MinRisk(config.min_risk, words(config.min_risk.word_share)),
+        "bso": lambda: BSO(config.bso, words(config.bso.word_share)),
+        "soft_beam": lambda: SoftBeam(config.soft_beam, words=words(config.soft_beam.word_share)),
     }
     return makers[config.objective]()
 

@@ -13,7 +13,7 @@ from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.prefix_bleu import make_scorer
-from nmt.objectives.words import Words, check_unit
+from nmt.objectives.words import Words, check_share
 from nmt.search.beam import expand, first_beam, restart_beam
 from nmt.search.peaks import log_normaliser
 from nmt.search.selection import hard_reparent, hard_select
@@ -34,8 +34,9 @@ class BSOConfig:
     """By how many nats the reference's prefix has to lead the K-th best other prefix, and at its end the best."""
     cost: Literal["bleu", "one"] = "bleu"
     """What a violation is multiplied by: one, or 1 - the best BLEU that the offending prefix can still become."""
-    unit: Literal["word", "piece"] = "word"
-    """What BLEU counts: words, as sacreBLEU does, or pieces of the vocabulary, for languages that put no spaces."""
+    word_share: float = 0.0
+    """share of BLEU of words in what a prefix is worth, from 0 to 1; the rest is BLEU of pieces. Languages
+    without spaces want 0."""
     cross_entropy: float = 0.3
     """Weight of the cross-entropy that is added."""
     label_smoothing: float = 0.1
@@ -47,7 +48,7 @@ class BSOConfig:
         for name in ("margin", "cross_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"bso.{name} is {getattr(self, name)}; give 0 or more")
-        check_unit("bso", self.unit)
+        check_share("bso", self.word_share)
         if self.cost not in ("bleu", "one"):
             raise UserError(f"bso.cost is '{self.cost}'; choose bleu or one")
         if not 0 <= self.label_smoothing < 1:
@@ -61,7 +62,7 @@ class BSO(nn.Module):
 
     Args:
         config: its settings.
-        words: of the target vocabulary, for BLEU of words; without, it is of pieces.
+        words: of the target vocabulary, for the share of BLEU of words.
     """
 
     def __init__(self, config: BSOConfig, words: Words | None = None) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -11,7 +10,7 @@ from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.objective import Loss
 from nmt.objectives.traced import Figures, pool_risk, traced_loss
-from nmt.objectives.words import Words, check_unit
+from nmt.objectives.words import Words, check_share
 from nmt.search.trace import Trace
 
 
@@ -27,8 +26,9 @@ class MinRiskConfig:
     """Hypotheses are ranked and weighed by score = log p / |y|^alpha."""
     sharpness: float = 10.0
     """The weight of a hypothesis is the softmax of sharpness * score."""
-    unit: Literal["word", "piece"] = "word"
-    """What BLEU counts: words, as sacreBLEU does, or pieces of the vocabulary, for languages that put no spaces."""
+    word_share: float = 0.0
+    """share of BLEU of words in what a prefix is worth, from 0 to 1; the rest is BLEU of pieces. Languages
+    without spaces want 0."""
     overrun: int = 5
     """Tokens by which a hypothesis may be longer than its reference."""
     tolerance: float = 0.05
@@ -44,7 +44,7 @@ class MinRiskConfig:
             raise UserError(f"min_risk.beam_size is {self.beam_size}; give at least 2: a risk needs a choice")
         if self.n_best < 1:
             raise UserError(f"min_risk.n_best is {self.n_best}; give at least 1")
-        check_unit("min_risk", self.unit)
+        check_share("min_risk", self.word_share)
         for name in ("sharpness", "alpha", "overrun", "cross_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"min_risk.{name} is {getattr(self, name)}; give 0 or more")
@@ -59,7 +59,7 @@ class MinRisk(nn.Module):
 
     Args:
         config: its settings.
-        words: of the target vocabulary, for BLEU of words; without, it is of pieces.
+        words: of the target vocabulary, for the share of BLEU of words.
     """
 
     def __init__(self, config: MinRiskConfig, words: Words | None = None) -> None:

@@ -25,11 +25,14 @@ class Scorer(Protocol):
 
 
 def make_scorer(batch: Batch, eos: int, words: Words | None) -> Scorer:
-    """Of the words of a batch's references, or of their pieces."""
+    """Of the pieces of a batch's references, of their words, or of both by shares."""
     lengths = batch.target_lengths - 1
-    if words is None:
-        return PrefixBLEU(batch.target, count_reference(batch.target, lengths), eos)
-    return WordBLEU(words, batch.target, lengths, eos)
+    if words is not None and words.share == 1:
+        return WordBLEU(words, batch.target, lengths, eos)
+    of_pieces = PrefixBLEU(batch.target, count_reference(batch.target, lengths), eos)
+    if words is None or words.share == 0:
+        return of_pieces
+    return MixedBLEU(WordBLEU(words, batch.target, lengths, eos), of_pieces, words.share)
 
 
 class PrefixMatches(NamedTuple):
@@ -188,3 +191,23 @@ class WordBLEU:
 
     def _is_word(self, value: Tensor) -> Tensor:
         return value.unsqueeze(2) == self.reference.words.unsqueeze(1)
+
+
+class MixedBLEU:
+    """The mean of two scorers' values, the first one's with weight `share`."""
+
+    def __init__(self, first: Scorer, second: Scorer, share: float) -> None:
+        self.scorers = first, second
+        self.shares = share, 1 - share
+
+    def start(self) -> tuple[Any, ...]:
+        return tuple(scorer.start() for scorer in self.scorers)
+
+    def extend(self, matches: tuple[Any, ...], tokens: Tensor) -> tuple[Any, ...]:
+        """The prefixes, each with one more token."""
+        return tuple(scorer.extend(known, tokens) for scorer, known in zip(self.scorers, matches, strict=True))
+
+    def bleu(self, matches: tuple[Any, ...], finished: Tensor) -> Tensor:
+        """The weighted mean of the values."""
+        first, second = (scorer.bleu(known, finished) for scorer, known in zip(self.scorers, matches, strict=True))
+        return self.shares[0] * first + self.shares[1] * second

@@ -22,7 +22,7 @@ from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.soft_losses import BLEULoss, GoldInBeamLoss, SoftLoss, TokenLoss
 from nmt.objectives.traced import Figures, is_open, pool_risk, traced_loss
-from nmt.objectives.words import Words, check_unit
+from nmt.objectives.words import Words, check_share
 from nmt.search.beam import first_beam, restart_beam
 from nmt.search.soft import Operator, SoftSearchConfig, cut_off, soft_advance
 from nmt.search.trace import Trace
@@ -102,9 +102,9 @@ class SoftBeamConfig:
     divergence: float = 0.0
     """reachable_bleu: weight of KL(start || model), nats, the mean over the prefixes that are decoded again; the start
     is the model that the run began with, by --from. It costs a decoding without gradient."""
-    unit: Literal["word", "piece"] = "word"
-    """reachable_bleu: what BLEU counts: words, as sacreBLEU does, or pieces of the vocabulary, for languages that
-    put no spaces."""
+    word_share: float = 0.0
+    """reachable_bleu: share of BLEU of words in what a prefix is worth, from 0 to 1; the rest is BLEU of pieces. Languages
+    without spaces want 0."""
     references: float = 1.0
     """reachable_bleu: share of the sentences, at least one, drawn anew for every batch, that the cross-entropy is the
     mean of. Only their references are decoded."""
@@ -130,7 +130,7 @@ class SoftBeamConfig:
                 "soft_beam.search.values is 'hard', but soft_beam.loss 'gold_in_beam' follows the reference's soft "
                 "share of mixed states; use soft, or another loss"
             )
-        check_unit("soft_beam", self.unit)
+        check_share("soft_beam", self.word_share)
         for name, high in (("restart", 1.0), ("tolerance", 1.0), ("references", 1.0), ("label_smoothing", 0.999)):
             if not 0 <= getattr(self, name) <= high:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give a number from 0 to 1")
@@ -152,7 +152,7 @@ class SoftBeam(nn.Module):
     Args:
         config: its settings.
         operator: instead of the configuration's; any function of the signature of `nmt.topk`.
-        words: of the target vocabulary, for BLEU of words; without, it is of pieces.
+        words: of the target vocabulary, for the share of BLEU of words.
     """
 
     def __init__(self, config: SoftBeamConfig, operator: Operator | None = None, words: Words | None = None) -> None:

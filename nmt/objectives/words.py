@@ -1,8 +1,4 @@
-"""How pieces make words, so that BLEU in training counts what sacreBLEU counts.
-
-BLEU of pieces is another measure: it rewards the length in pieces, which a model reaches with too many words, and half
-of a compound.
-"""
+"""How pieces make words, so that BLEU in training can count what sacreBLEU counts."""
 
 import logging
 import random
@@ -29,14 +25,14 @@ MOST_PIECES = 8
 _BASE = random.Random(13).getrandbits(63) | 1
 
 
-def check_unit(section: str, unit: str) -> None:
-    """Refuses what is no unit of BLEU.
+def check_share(section: str, share: float) -> None:
+    """Refuses what is no share of BLEU of words.
 
     Raises:
-        UserError: it is neither "word" nor "piece".
+        UserError: it is not within 0..1.
     """
-    if unit not in ("word", "piece"):
-        raise UserError(f"{section}.unit is '{unit}'; choose word or piece")
+    if not 0 <= share <= 1:
+        raise UserError(f"{section}.word_share is {share}; give a number from 0 (pieces alone) to 1 (words alone)")
 
 
 class ReferenceWords(NamedTuple):
@@ -68,6 +64,7 @@ class Words(nn.Module):
 
     Args:
         vocabulary: of the target side.
+        share: of BLEU of words in what a prefix is worth.
     """
 
     left: Tensor
@@ -76,8 +73,9 @@ class Words(nn.Module):
     powers: Tensor
     sizes: Tensor
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, share: float = 1.0) -> None:
         super().__init__()
+        self.share = share
         special = vocabulary.special
         self.unknown = special.unknown
         self.warned = False
@@ -128,7 +126,7 @@ class Words(nn.Module):
             self.warned = True
             logger.warning(
                 f"the references have more than {MOST_PIECES} pieces a word: BLEU of words tells little of a language "
-                "that puts no spaces; set unit to piece beside the objective's other keys"
+                "that puts no spaces; set the objective's word_share to 0"
             )
         counts = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         found = ReferenceWords(torch.from_numpy(words), counts, torch.from_numpy(prefixes))

@@ -65,7 +65,7 @@ IMPOSSIBLE = {
         "label_smoothing": [-0.1, 1.0],
     },
     ("min_risk", MinRiskConfig): {
-        "unit": ["line"],
+        "word_share": [-0.1, 1.1, nan],
         "beam_size": [1],
         "n_best": [0],
         "alpha": [-1.0, nan],
@@ -76,7 +76,7 @@ IMPOSSIBLE = {
         "label_smoothing": [-0.1, 1.0],
     },
     ("bso", BSOConfig): {
-        "unit": ["line"],
+        "word_share": [-0.1, 1.1, nan],
         "beam_size": [0],
         "margin": [-1.0, nan],
         "cost": ["wer"],
@@ -84,7 +84,7 @@ IMPOSSIBLE = {
         "label_smoothing": [-0.1, 1.0],
     },
     ("soft_beam", SoftBeamConfig): {
-        "unit": ["line"],
+        "word_share": [-0.1, 1.1, nan],
         "loss": ["bleu"],
         "operator": ["soft_top", ""],
         "restart": [-0.1, 1.1, nan],

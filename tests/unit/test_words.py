@@ -190,24 +190,31 @@ def test_real_sentences(corpora):
     assert len(off) <= 0.02 * len(lines), off
 
 
-def test_pieces_are_what_they_were(vocabulary):
-    target = padded([[5, 6, 7]])
-    batch = Batch(target, torch.tensor([4]), target, torch.tensor([4]), [0])
-    scorer = make_scorer(batch, EOS, None)
-    matches = scorer.extend(scorer.start(), torch.tensor([[5]]))
-    assert matches.length.tolist() == [[1.0]]
-
-
 @pytest.mark.parametrize("name", ["soft_beam", "min_risk", "bso"])
-def test_objectives_count_words_unless_told_otherwise(vocabulary, name):
+def test_objectives_count_words_when_told(vocabulary, name):
     config = TrainConfig(objective=name)
-    assert make_objective(config, vocabulary).words.left.shape == (len(vocabulary),)
-    setattr(config, name, replace(getattr(config, name), unit="piece"))
     assert make_objective(config, vocabulary).words is None
+    setattr(config, name, replace(getattr(config, name), word_share=0.4))
+    assert make_objective(config, vocabulary).words.share == 0.4
+
+
+def test_shares_of_words_and_pieces(vocabulary):
+    target = padded(vocabulary.encode(LINES))
+    lengths = (target != 0).sum(dim=1)
+    batch = Batch(target, lengths, target, lengths, [0, 1, 2, 3])
+    found = {}
+    for share in (None, 0.0, 0.25, 1.0):
+        scorer = make_scorer(batch, EOS, None if share is None else Words(vocabulary, share))
+        matches = scorer.start()
+        for column in (target[:, 2:3], target[:, 4:5], target[:, 3:4]):
+            matches = scorer.extend(matches, column)
+        found[share] = scorer.bleu(matches, torch.zeros(4, 1, dtype=torch.bool))
+    assert torch.equal(found[None], found[0.0]) and not torch.allclose(found[0.0], found[1.0])
+    torch.testing.assert_close(found[0.25], 0.25 * found[1.0] + 0.75 * found[0.0])
 
 
 def test_a_language_without_spaces_is_told(words, vocabulary, caplog):
     reference = vocabulary.ids(["▁", *"redcatdog"])
     for _ in range(2):
         words.references(padded([reference]), torch.tensor([len(reference)]))
-    assert "unit" in caplog.text and len(caplog.records) == 1
+    assert "word_share" in caplog.text and len(caplog.records) == 1
