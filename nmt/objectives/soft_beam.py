@@ -103,8 +103,8 @@ class SoftBeamConfig:
     """reachable_bleu: weight of KL(start || model), nats, the mean over the prefixes that are decoded again; the start
     is the model that the run began with, by --from. It costs a decoding without gradient."""
     word_share: float = 0.0
-    """reachable_bleu: share of BLEU of words in what a prefix is worth, from 0 to 1; the rest is BLEU of pieces. Languages
-    without spaces want 0."""
+    """reachable_bleu: share of BLEU of words in what a prefix is worth, from 0 to 1; the rest is BLEU of pieces.
+    Languages without spaces want 0."""
     references: float = 1.0
     """reachable_bleu: share of the sentences, at least one, drawn anew for every batch, that the cross-entropy is the
     mean of. Only their references are decoded."""
