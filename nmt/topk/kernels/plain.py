@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from nmt.topk.kernels.cache import entry
 from nmt.topk.kernels.numeric import CONTRACT, SUMS, exp
 from nmt.topk.kernels.rest import PIECE, exponentials, scale_of, sum_blocks
 from nmt.topk.kernels.selection import best_of, block_of, maxima_of
@@ -112,7 +113,7 @@ def _place(values: Any, k: float, T: float, n: int, z: Any) -> Any:
     return True, middle, whole, part, low, half + math.log(n / part if part > 0 else float(n))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@entry
 def forward(
     rows: Any, k: Any, T: Any, most: int, weights: Any, order: Any, best: Any, tail: Any, z: Any, solution: Any,
     state: Any,
@@ -272,7 +273,7 @@ def _dot(a: Any, b: Any) -> float:
     return total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@entry
 def backward(
     rows: Any, T: Any, weights: Any, g: Any, g_tail: Any, order: Any, z: Any, solution: Any, state: Any,
     of_temperature: bool, to_rows: Any, to_k: Any, to_T: Any,

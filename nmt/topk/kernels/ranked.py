@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from nmt.topk.kernels.cache import entry
 from nmt.topk.kernels.linear import solve
 from nmt.topk.kernels.numeric import CONTRACT, SUMS, exp
 from nmt.topk.kernels.rest import PIECE, exponentials, scale_of, sum_blocks
@@ -224,7 +225,7 @@ def masses_of(e: Any, far: Any, sums: Any, moment: Any) -> None:
             moment[m, j] = moment[j, m]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@entry
 def forward(
     rows: Any, T: Any, weights: Any, order: Any, best: Any, tail: Any, plan: Any, solution: Any, state: Any
 ) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from nmt.topk.kernels.cache import entry
 from nmt.topk.kernels.linear import solve
 from nmt.topk.kernels.ranked import (
     CHEAP,
@@ -23,7 +24,7 @@ from nmt.topk.kernels.ranked import (
 from nmt.topk.kernels.rest import PIECE, exponentials, scale_of
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@entry
 def backward(
     rows: Any, T: Any, g: Any, g_tail: Any, order: Any, plan: Any, solution: Any, state: Any, of_temperature: bool,
     to_rows: Any, to_T: Any,
