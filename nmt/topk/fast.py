@@ -8,6 +8,7 @@ so that a further derivative of a forward by a kernel finds what it needs.
 import functools
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,6 +19,11 @@ from torch import Tensor
 _VARIABLE = "NMT_TOPK_KERNELS"
 # The best are put in order by insertion, which is quadratic.
 _WIDEST = 256
+# Scores from which another thread is worth its start.
+_PER_THREAD = 1 << 18
+# How many modes look at each operation of PyTorch, to trace or to count; a kernel would pass them by. The number has no
+# public face; without it there are none.
+_modes = getattr(torch._C, "_len_torch_dispatch_stack", int)
 
 
 class use_kernels:  # noqa: N801
@@ -75,6 +81,7 @@ def fits(rows: Tensor, width: int) -> bool:
         and type(rows) in (Tensor, torch.nn.Parameter)
         and 0 < width <= _WIDEST
         and len(rows) > 0
+        and _modes() == 0
         and _is_there()
     )
 
@@ -95,11 +102,38 @@ def _module(name: str) -> ModuleType:
     return import_module(f"nmt.topk.kernels.{name}")
 
 
-def array(value: Any) -> Any:
-    """A number or a tensor as a contiguous array: float64 of shape (1,) for a number or a 0-d tensor."""
-    if not isinstance(value, Tensor):
-        value = torch.tensor([value], dtype=torch.float64)
+def column(value: float | Tensor) -> Tensor:
+    """A number, a 0-d tensor or one value a row as float64 of shape (1,) or (rows,)."""
+    return torch.tensor([value], dtype=torch.float64) if not isinstance(value, Tensor) else value
+
+
+def array(value: Tensor) -> Any:
+    """A tensor as a contiguous array of one dimension at least."""
     return value.detach().contiguous().view(value.shape or (1,)).numpy()
+
+
+def _run(name: str, function: str, count: int, n: int, *arguments: Any) -> list[Any]:
+    """Calls a kernel on rows (count, n), split among as many threads as PyTorch may use; what each part returns."""
+    kernel = getattr(_module(name), function)
+    values = [array(value) if isinstance(value, Tensor) else value for value in arguments]
+    threads = min(torch.get_num_threads(), count, count * n // _PER_THREAD)
+    if threads < 2:
+        return [kernel(*values)]
+
+    def part(i: int) -> Any:
+        some = slice(count * i // threads, count * (i + 1) // threads)
+        # What is no value of a row has one entry, or none, and there are two rows at least.
+        return kernel(*(value[some] if hasattr(value, "shape") and len(value) == count else value for value in values))
+
+    # Not kept: a forked process would wait for threads that it does not have.
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(part, range(threads)))
+
+
+def _refused(found: list[int]) -> bool:
+    """Whether a forward has met scores that are none."""
+    assert min(found) >= -1, "a row has not converged"
+    return max(found) >= 0
 
 
 def plain_forward(
@@ -122,11 +156,9 @@ def plain_forward(
     best, tail = rows.new_empty(count, kept or 0), rows.new_empty(count)
     order = torch.empty(count, width, dtype=torch.int64)
     z, solution, state = (torch.empty(count, size, **double) for size in (width, 2, 4))  # type: ignore[call-overload]
-    found = _module("plain").forward(*map(array, (rows, k, temperature)), most, *map(array, (weights, order, best)),
-                                     *map(array, (tail, z, solution, state)))  # fmt: skip
-    if found >= 0:
+    tensors = (weights, order, best, tail, z, solution, state)
+    if _refused(_run("plain", "forward", count, n, rows, column(k), column(temperature), most, *tensors)):
         return None
-    assert found == -1, f"row {-2 - found} has not converged"
     if kept is None:
         return (weights,), Solved(order, z, state, solution, weights)
     return (order[:, :kept].clone(), best, tail), Solved(order, z, state, solution, None)
@@ -147,8 +179,8 @@ def plain_backward(
     order, z, state, solution, weights = solved
     weights = rows.new_empty(0, n) if weights is None else weights
     g_tail = rows.new_empty(0) if g_tail is None else g_tail
-    _module("plain").backward(*map(array, (rows, T, weights, g, g_tail, order, z, solution, state)), of_T,
-                              *map(array, (to_rows, to_k, to_T)))  # fmt: skip
+    tensors = (rows, column(T), weights, g, g_tail, order, z, solution, state)
+    _run("plain", "backward", count, n, *tensors, of_T, to_rows, to_k, to_T)
     return to_rows, to_k, to_T
 
 
@@ -163,11 +195,9 @@ def ranked_forward(
     order = torch.empty(count, width, dtype=torch.int64)
     plan = torch.empty(count, k + 1, max(width, k + 1), **double)  # type: ignore[call-overload]
     solution, state = torch.empty(count, 2, k, **double), torch.empty(count, k + 2, **double)  # type: ignore[call-overload]
-    found = _module("ranked").forward(*map(array, (rows, temperature, weights, order, best, tail)),
-                                      *map(array, (plan, solution, state)))  # fmt: skip
-    if found >= 0:
+    tensors = (weights, order, best, tail, plan, solution, state)
+    if _refused(_run("ranked", "forward", count, n, rows, column(temperature), *tensors)):
         return None
-    assert found == -1, f"row {-2 - found} has not converged"
     if kept is None:
         return (weights,), Solved(order, plan, state, solution, None)
     return (order[:, :kept].clone(), best, tail), Solved(order, plan, state, solution, None)
@@ -182,6 +212,6 @@ def ranked_backward(
     k = plan.shape[1] - 1
     to_rows, to_T = torch.empty_like(rows), torch.empty(count, dtype=torch.float64)
     g_tail = rows.new_empty(0, k) if g_tail is None else g_tail
-    _module("ranked_backward").backward(*map(array, (rows, T, g, g_tail, order, plan, solution, state)), of_T,
-                               *map(array, (to_rows, to_T)))  # fmt: skip
+    tensors = (rows, column(T), g, g_tail, order, plan, solution, state)
+    _run("ranked_backward", "backward", count, rows.shape[1], *tensors, of_T, to_rows, to_T)
     return to_rows, to_T

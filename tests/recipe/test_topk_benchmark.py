@@ -39,7 +39,16 @@ def test_every_operator_has_a_line(benchmark):
     _, printed, first, lines = benchmark
     assert printed.startswith("command   python recipes/benchmarks/topk.py") and "versions" in first["machine"][2]
     by_size = [line for line in lines if line["table"] == "sizes"]
-    wanted = {"torch.topk", "copy", "bisection", "sinkhorn_exp_domain", "torchsort.soft_rank", *OURS, *OPERATORS, "soft_topk_kernels"}
+    wanted = {
+        "torch.topk",
+        "copy",
+        "bisection",
+        "sinkhorn_exp_domain",
+        "torchsort.soft_rank",
+        *OURS,
+        *OPERATORS,
+        "soft_topk_kernels",
+    }
     for n in (64, 200):
         names = [line["operator"] for line in by_size if line["n"] == n]
         assert wanted <= set(names) and len(names) == len(set(names))

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from nmt.topk import (
     fast,
@@ -137,6 +138,8 @@ def test_when_they_are_used(numba, operator, monkeypatch):
         with use_kernels(False):
             assert used(x) == 0
         assert used(x) == 2
+        with FlopCounterMode(display=False):
+            assert used(x) == 0, "a mode sees the operations"
         # A graph of the backward is PyTorch's.
         calls.clear()
         loss = operator(x, 3, 0.2)
@@ -144,6 +147,25 @@ def test_when_they_are_used(numba, operator, monkeypatch):
         torch.autograd.grad(loss, x, create_graph=True)
         assert len(calls) == 1
     assert used(x) == 0
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_rows_are_split_among_threads(numba, operator, monkeypatch):
+    x, T = _rows(300, torch.float64), torch.linspace(0.1, 2, 8, dtype=torch.float64)
+    with use_kernels():
+        wanted = _parts(operator, x, 3, T)
+        monkeypatch.setattr(fast, "_PER_THREAD", 1)
+        pools = []
+        pool = fast.ThreadPoolExecutor
+        monkeypatch.setattr(fast, "ThreadPoolExecutor", lambda threads: pools.append(threads) or pool(threads))
+        torch.set_num_threads(3)
+        found = _parts(operator, x, 3, T)
+        assert pools == [3, 3]
+        for a, b in zip(found[0] + list(found[1]), wanted[0] + list(wanted[1]), strict=True):
+            assert torch.equal(a, b)
+        x[6, 7] = math.nan
+        with pytest.raises(ValueError, match="scores hold NaN in row 6"):
+            operator(x, 3, T)
 
 
 def test_without_numba(monkeypatch):
