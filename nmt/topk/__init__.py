@@ -1,5 +1,6 @@
 """Differentiable top-k operators; imports torch and nothing else of this package."""
 
+from nmt.topk.fast import use_kernels
 from nmt.topk.hard import hard_topk
 from nmt.topk.module import SoftTopK
 from nmt.topk.plain import soft_topk
@@ -26,4 +27,5 @@ __all__ = [
     "sorted_soft_topk",
     "sparse_soft_topk",
     "sparse_sorted_soft_topk",
+    "use_kernels",
 ]

@@ -18,9 +18,9 @@ from torch import Tensor
 def plain(rows: Tensor, k: Tensor, temperature: Tensor, shape: list[int], largest: bool) -> Tensor:
     """The weights (rows, n) of `soft_topk`."""
     # The operators import this module.
-    from nmt.topk.plain import dense, solve_rows
+    from nmt.topk.plain import run
 
-    return dense(solve_rows(rows, k, temperature, torch.Size(shape), largest), rows)
+    return run(rows, k, temperature, torch.Size(shape), largest)[0][0]
 
 
 @plain.register_fake
@@ -31,10 +31,10 @@ def _(rows: Tensor, k: Tensor, temperature: Tensor, shape: list[int], largest: b
 @torch.library.custom_op("nmt_topk::plain_backward", mutates_args=())
 def plain_backward(grad: Tensor, rows: Tensor, k: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients by the rows, k and the temperature."""
-    from nmt.topk.plain import pull_lean, solve_rows
+    from nmt.topk.plain import pull_dense, run
 
-    solved = solve_rows(rows, k, temperature, rows.shape[:1], True)
-    to_rows, to_k, to_t = pull_lean(grad.gather(1, solved.order), grad, temperature, solved, rows.shape[1], True)
+    solved = run(rows, k, temperature, rows.shape[:1], True)[1]
+    to_rows, to_k, to_t = pull_dense(grad, rows, temperature, solved, True)
     return to_rows, to_k if k.dim() else to_k.sum(), to_t if temperature.dim() else to_t.sum()
 
 
@@ -57,9 +57,9 @@ plain.register_autograd(_pull_plain, setup_context=_keep_plain)
 @torch.library.custom_op("nmt_topk::ranked", mutates_args=())
 def ranked(rows: Tensor, k: int, temperature: Tensor, shape: list[int], largest: bool) -> Tensor:
     """The weights (rows, n, k) of `sorted_soft_topk`."""
-    from nmt.topk.sorted import dense, solve_rows
+    from nmt.topk.sorted import run
 
-    return dense(solve_rows(rows, k, temperature, torch.Size(shape), largest), rows, k)
+    return run(rows, k, temperature, torch.Size(shape), largest)[0][0]
 
 
 @ranked.register_fake
@@ -70,11 +70,10 @@ def _(rows: Tensor, k: int, temperature: Tensor, shape: list[int], largest: bool
 @torch.library.custom_op("nmt_topk::ranked_backward", mutates_args=())
 def ranked_backward(grad: Tensor, rows: Tensor, k: int, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients by the rows and the temperature."""
-    from nmt.topk.sorted import pull_lean, solve_rows
+    from nmt.topk.sorted import pull_dense, run
 
-    solved = solve_rows(rows, k, temperature, rows.shape[:1], True)
-    best = grad.gather(1, solved.order.unsqueeze(2).expand(-1, -1, k))
-    to_rows, to_t = pull_lean(best, grad, temperature, solved, rows.shape[1], True)
+    solved = run(rows, k, temperature, rows.shape[:1], True)[1]
+    to_rows, to_t = pull_dense(grad, rows, temperature, solved, True)
     return to_rows, to_t if temperature.dim() else to_t.sum()
 
 

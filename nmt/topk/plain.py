@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nmt.topk import compiled
+from nmt.topk import compiled, fast
 from nmt.topk.arguments import as_rows, refuse_k, refuse_temperature, refuse_values
 from nmt.topk.balance import Offsets, offsets_of, pull_back, sides, solve
 from nmt.topk.plain_derivatives import pull_plain, push_plain
@@ -97,12 +97,8 @@ def solve_rows(
         iterations: takes those of each call of the solver.
     """
     n = rows.shape[1]
-    refuse_temperature(temperature)
-    refuse_k(k, n)
-    if isinstance(k, Tensor) and not k.dim() and float(k).is_integer():
-        k = int(k)
+    k, most = _checked(n, k, temperature)
     t, of_k = as_column(temperature), as_column(k)
-    most = k if isinstance(k, int) else math.ceil(float(k.max())) if k.numel() else 1
     order, values, rest = screen(rows, most, width_of(n, most, width), t, whole)
     refuse_values(values[:, 0], shape, largest)
     offsets = offsets_of(values, of_k, t, n)
@@ -127,6 +123,15 @@ def solve_rows(
     return Solution(order, offsets.z - u, offsets.free, _solution(offsets, u), rest.weights, rest.starts)
 
 
+def _checked(n: int, k: int | Tensor, temperature: float | Tensor) -> tuple[int | Tensor, int]:
+    """k, as an int if it is one for all rows, and the largest, rounded up; values out of range are refused."""
+    refuse_temperature(temperature)
+    refuse_k(k, n)
+    if isinstance(k, Tensor) and not k.dim() and float(k).is_integer():
+        k = int(k)
+    return k, k if isinstance(k, int) else math.ceil(float(k.max())) if k.numel() else 1
+
+
 def _solution(offsets: Offsets, u: Tensor) -> Tensor:
     solution = torch.cat((offsets.middle, u), 1)
     return solution if offsets.free is None else solution.nan_to_num_()
@@ -145,6 +150,40 @@ def dense(solved: Solution, rows: Tensor) -> Tensor:
     return weights.scatter_(1, solved.order, best)
 
 
+def run(
+    rows: Tensor,
+    k: int | Tensor,
+    temperature: float | Tensor,
+    shape: torch.Size,
+    largest: bool,
+    width: int | None = None,
+) -> tuple[tuple[Tensor, ...], Solution | fast.Solved]:
+    """Solves scores (rows, n), by a kernel or by PyTorch; the first arguments as those of `solve_rows`.
+
+    Returns:
+        The weights (rows, n); or with a width the positions and weights (rows, width) of the best candidates and the
+        sums (rows,) of all others. And what the backward needs.
+    """
+    n = rows.shape[1]
+    if fast.fits(rows, 1):
+        k, most = _checked(n, k, temperature)
+        screened = width_of(n, most, width or 0)
+        if fast.fits(rows, screened):
+            found = fast.plain_forward(rows, k, temperature, most, screened, width)
+            if found is None:
+                refuse_values(rows.amax(-1), shape, largest)
+                raise AssertionError("a kernel has refused scores that are none to refuse")
+            return found
+    solved = solve_rows(rows, k, temperature, shape, largest, whole=width is None, width=width or 0)
+    if width is None:
+        return (dense(solved, rows),), solved
+    best, tail = weights_of(solved)
+    tail = tail + best[:, width:].sum(1)
+    # Copies: forward mode takes no view of something that stays inside.
+    order, best = solved.order[:, :width].clone(), best[:, :width].to(rows.dtype, copy=True).contiguous()
+    return (order, best, tail.to(rows.dtype)), solved
+
+
 @with_signature
 class _SoftTopk(torch.autograd.Function):
     # `kept` is an empty list that the forward fills for the lean backward. A functional transform hands a copy
@@ -159,8 +198,7 @@ class _SoftTopk(torch.autograd.Function):
         largest: bool,
         kept: list[Tensor | None],
     ) -> tuple[Tensor, Tensor]:
-        solved = solve_rows(rows, k, temperature, shape, largest)
-        weights = dense(solved, rows)
+        (weights,), solved = run(rows, k, temperature, shape, largest)
         kept += solved
         return weights, solved.solution
 
@@ -201,10 +239,33 @@ class _SoftTopk(torch.autograd.Function):
         if not is_plain(grad, kept):
             to_scores, to_k, to_T = pull_plain(grad, scores, k, T, solution)
         else:
-            solved = Solution(*kept)
-            best = grad.gather(1, solved.order)
-            to_scores, to_k, to_T = pull_lean(best, grad, T, solved, grad.shape[1], ctx.needs_input_grad[2])
+            to_scores, to_k, to_T = pull_dense(grad, scores, T, restored(kept), ctx.needs_input_grad[2])
         return to_scores.to(scores.dtype), total(to_k, k), total(to_T, T), None, None, None
+
+
+def restored(kept: Any) -> Solution | fast.Solved:
+    """What the forward kept, from the list of its fields."""
+    return fast.Solved(*kept) if len(kept) == len(fast.Solved._fields) else Solution(*kept)
+
+
+def pull_dense(
+    g: Tensor, rows: Tensor, T: float | Tensor, solved: Solution | fast.Solved, of_temperature: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `pull_lean`, of dL/dA (rows, n)."""
+    if isinstance(solved, fast.Solved):
+        return fast.plain_backward(rows, T, g, None, solved, of_temperature)
+    return pull_lean(g.gather(1, solved.order), g, T, solved, g.shape[1], of_temperature)
+
+
+def pull_sparse(
+    g: Tensor, g_tail: Tensor, rows: Tensor, T: float | Tensor, solved: Solution | fast.Solved, of_temperature: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `pull_lean`, of dL/dA (rows, c) of the first candidates and (rows,) of all others."""
+    if isinstance(solved, fast.Solved):
+        return fast.plain_backward(rows, T, g, g_tail, solved, of_temperature)
+    others, g_tail = solved.order.shape[1] - g.shape[1], g_tail.unsqueeze(1)
+    g = torch.cat((g, g_tail.expand(len(g), others)), 1) if others else g
+    return pull_lean(g, g_tail, T, solved, rows.shape[1], of_temperature)
 
 
 def pull_lean(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nmt.topk import compiled, ranked_rest
+from nmt.topk import compiled, fast, ranked_rest
 from nmt.topk.arguments import as_rows, refuse_temperature, refuse_values
 from nmt.topk.rest import parts, rows_in_parts, spread
 from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total, with_signature
@@ -193,6 +193,33 @@ def _even(e: Tensor) -> Tensor:
     return pad(e, (0, -e.shape[1] % 16))
 
 
+def run(
+    rows: Tensor, k: int, temperature: float | Tensor, shape: torch.Size, largest: bool, width: int | None = None
+) -> tuple[tuple[Tensor, ...], Solution | fast.Solved]:
+    """Solves scores (rows, n), by a kernel or by PyTorch; arguments as those of `plain.run`.
+
+    Returns:
+        The weights (rows, n, k); or with a width the positions (rows, width) and weights (rows, width, k) of the best
+        candidates and the sums (rows, k) of all others. And what the backward needs.
+    """
+    screened = width_of(rows.shape[1], k, width or 0)
+    if fast.fits(rows, screened):
+        refuse_temperature(temperature)
+        found = fast.ranked_forward(rows, k, temperature, screened, width)
+        if found is None:
+            refuse_values(rows.amax(-1), shape, largest)
+            raise AssertionError("a kernel has refused scores that are none to refuse")
+        return found
+    solved = solve_rows(rows, k, temperature, shape, largest, whole=width is None, width=width or 0)
+    if width is None:
+        return (dense(solved, rows, k),), solved
+    best, tail = weights_of(solved)
+    tail = tail + best[:, width:].sum(1)
+    # Copies: forward mode takes no view of something that stays inside.
+    order, best = solved.order[:, :width].clone(), best[:, :width].to(rows.dtype, copy=True).contiguous()
+    return (order, best, tail.to(rows.dtype)), solved
+
+
 @with_signature
 class _SortedSoftTopk(torch.autograd.Function):
     # `kept`: see the plain operator.
@@ -201,9 +228,9 @@ class _SortedSoftTopk(torch.autograd.Function):
     def forward(
         rows: Tensor, k: int, temperature: float | Tensor, shape: torch.Size, largest: bool, kept: list[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        solved = solve_rows(rows, k, temperature, shape, largest)
+        (weights,), solved = run(rows, k, temperature, shape, largest)
         kept += solved
-        return dense(solved, rows, k), solved.solution
+        return weights, solved.solution
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -237,10 +264,34 @@ class _SortedSoftTopk(torch.autograd.Function):
         if not is_plain(grad, kept):
             to_scores, to_T = pull_sorted(grad, scores, T, solution)
         else:
-            solved = Solution(*kept)
-            best = grad.gather(1, solved.order.unsqueeze(2).expand(-1, -1, grad.shape[2]))
-            to_scores, to_T = pull_lean(best, grad, T, solved, grad.shape[1], ctx.needs_input_grad[2])
+            to_scores, to_T = pull_dense(grad, scores, T, restored(kept), ctx.needs_input_grad[2])
         return to_scores.to(scores.dtype), None, total(to_T, T), None, None, None
+
+
+def restored(kept: Any) -> Solution | fast.Solved:
+    """What the forward kept, from the list of its fields."""
+    return fast.Solved(*kept) if len(kept) == len(fast.Solved._fields) else Solution(*kept)
+
+
+def pull_dense(
+    g: Tensor, rows: Tensor, T: float | Tensor, solved: Solution | fast.Solved, of_temperature: bool
+) -> tuple[Tensor, Tensor]:
+    """As `pull_lean`, of dL/dA (rows, n, k)."""
+    if isinstance(solved, fast.Solved):
+        return fast.ranked_backward(rows, T, g, None, solved, of_temperature)
+    best = g.gather(1, solved.order.unsqueeze(2).expand(-1, -1, g.shape[2]))
+    return pull_lean(best, g, T, solved, g.shape[1], of_temperature)
+
+
+def pull_sparse(
+    g: Tensor, g_tail: Tensor, rows: Tensor, T: float | Tensor, solved: Solution | fast.Solved, of_temperature: bool
+) -> tuple[Tensor, Tensor]:
+    """As `pull_lean`, of dL/dA (rows, c, k) of the first candidates and (rows, k) of all others."""
+    if isinstance(solved, fast.Solved):
+        return fast.ranked_backward(rows, T, g, g_tail, solved, of_temperature)
+    others, g_tail = solved.order.shape[1] - g.shape[1], g_tail.unsqueeze(1)
+    g = torch.cat((g, g_tail.expand(len(g), others, g.shape[2])), 1) if others else g
+    return pull_lean(g, g_tail, T, solved, rows.shape[1], of_temperature)
 
 
 def pull_lean(

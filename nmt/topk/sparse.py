@@ -104,14 +104,10 @@ class _SparseTopk(torch.autograd.Function):
         ranked: bool,
         kept: list[Tensor | None],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        solve_rows: Any = sorted.solve_rows if ranked else plain.solve_rows
-        solved = solve_rows(rows, k, temperature, shape, largest, whole=False, width=width)
-        best, tail = (sorted.weights_of if ranked else plain.weights_of)(solved)
-        tail = tail + best[:, width:].sum(1)
+        run: Any = sorted.run if ranked else plain.run
+        (found, best, tail), solved = run(rows, k, temperature, shape, largest, width)
         kept += solved
-        # Copies: forward mode takes no view of something that stays inside.
-        found, best = solved.order[:, :width].clone(), best[:, :width].to(rows.dtype, copy=True).contiguous()
-        return found, best, tail.to(rows.dtype), solved.solution
+        return found, best, tail, solved.solution
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -142,17 +138,13 @@ class _SparseTopk(torch.autograd.Function):
     def backward(ctx: Any, _: None, g: Tensor, g_tail: Tensor, __: None) -> tuple[Tensor | None, ...]:
         rows, k, T, solution, found, *kept = ctx.saved_tensors
         k, T = (number if tensor is None else tensor for tensor, number in zip((k, T), ctx.numbers, strict=True))
-        n, g_tail = rows.shape[1], g_tail.unsqueeze(1)
         to_k: Any = None
         if is_plain(g, kept):
-            solved: Any = (sorted.Solution if ctx.ranked else plain.Solution)(*kept)
-            others = solved.order.shape[1] - g.shape[1]
-            g = torch.cat((g, g_tail.expand(len(g), others, *g.shape[2:])), 1) if others else g
-            pull: Any = sorted.pull_lean if ctx.ranked else plain.pull_lean
-            to_rows, *to_k, to_T = pull(g, g_tail, T, solved, n, ctx.needs_input_grad[2])
+            way: Any = sorted if ctx.ranked else plain
+            to_rows, *to_k, to_T = way.pull_sparse(g, g_tail, rows, T, way.restored(kept), ctx.needs_input_grad[2])
         else:
             index = found.unsqueeze(2).expand(*found.shape, g.shape[2]) if ctx.ranked else found
-            whole = g_tail.expand(len(g), n, *g.shape[2:]).scatter(1, index, g)
+            whole = g_tail.unsqueeze(1).expand(len(g), rows.shape[1], *g.shape[2:]).scatter(1, index, g)
             if ctx.ranked:
                 to_rows, to_T = pull_sorted(whole, rows, T, solution)
             else:

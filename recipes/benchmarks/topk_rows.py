@@ -5,7 +5,7 @@ public code does instead (bisection; Sinkhorn iterations outside the log domain)
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -20,6 +20,7 @@ from nmt.topk import (
     sorted_soft_topk,
     sparse_soft_topk,
     sparse_sorted_soft_topk,
+    use_kernels,
 )
 from nmt.topk.rivals import OPERATORS, perturbed_topk
 
@@ -123,6 +124,7 @@ def make_rows(limit: float) -> list[Row]:
             note=_iterations,
         ),
     ]
+    rows[6:6] = [_by_kernels(row) for row in rows if row.ours]
     known = {row.name for row in rows}
     for name, guarantee in OPERATORS.items():
         if name not in known:
@@ -134,6 +136,17 @@ def make_rows(limit: float) -> list[Row]:
 
 def _alone(operator: Callable[..., Tensor]) -> Callable[[Tensor, int, float], tuple[Tensor, ...]]:
     return lambda x, k, T: (operator(x, k, T),)
+
+
+def _by_kernels(row: Row) -> Row:
+    """The same by the compiled kernels; the backward is that of the forward."""
+
+    def call(x: Tensor, k: int, T: float) -> tuple[Tensor, ...]:
+        assert row.call is not None
+        with use_kernels():
+            return row.call(x, k, T)
+
+    return replace(row, name=f"{row.name}_kernels", call=call if find_spec("numba") else None)
 
 
 def _iterations(rows: int, n: int) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from nmt.topk import hard_topk, sinkhorn_topk, soft_topk, sorted_sinkhorn_topk, sorted_soft_topk
 
+pytestmark = pytest.mark.usefixtures("each_way")
 SOFT = [soft_topk, sorted_soft_topk, sinkhorn_topk, sorted_sinkhorn_topk]
 ALL = [*SOFT, lambda scores, k, temperature, **options: hard_topk(scores, k, **options)]
 

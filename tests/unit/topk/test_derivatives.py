@@ -8,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from nmt.topk import screening, soft_topk, sorted_soft_topk
 
+each_way = pytest.mark.usefixtures("each_way")
 INF = math.inf
 OPERATORS = [soft_topk, sorted_soft_topk]
 
@@ -33,6 +34,7 @@ def test_second_derivatives_and_forward_mode(operator, n, k, T, largest):
         _check_all_orders(lambda x, t: operator(x, k, t, largest=largest), (x, temperature))
 
 
+@each_way
 @pytest.mark.parametrize("k", [[0.4, 2.5, 5.7], 2.3, 3.0])
 def test_derivatives_of_k(k):
     x = _randn(3, 6).requires_grad_()
@@ -40,6 +42,7 @@ def test_derivatives_of_k(k):
     _check_all_orders(soft_topk, (x, torch.tensor(k, dtype=torch.float64, requires_grad=True), T))
 
 
+@each_way
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_masks_missing_candidates_and_ties(operator):
     x = _randn(3, 5)
@@ -51,6 +54,7 @@ def test_masks_missing_candidates_and_ties(operator):
     _check_all_orders(lambda v, t: operator(x.masked_scatter(finite, v), 3, t), (x[finite].clone().requires_grad_(), T))
 
 
+@each_way
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("n", [6, 300])
 def test_hard_rows_have_finite_derivatives(operator, n):
@@ -69,6 +73,7 @@ def test_hard_rows_have_finite_derivatives(operator, n):
     assert bool(tangent.isfinite().all())
 
 
+@each_way
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("n, T", [(6, 0.4), (9, 1e-3), (400, 0.02), (400, 0.2), (400, 50.0)])
 def test_the_differentiable_backward_equals_the_lean_one(operator, n, T):
@@ -89,6 +94,7 @@ def test_a_fractional_k_at_a_hard_row_keeps_its_derivative(operator=soft_topk):
     assert float(to_k) == pytest.approx(1.0)
 
 
+@each_way
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_third_derivatives(operator):
     x = _randn(5).requires_grad_()
@@ -101,6 +107,7 @@ def test_third_derivatives(operator):
     assert gradcheck(second, (x,))
 
 
+@each_way
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_hessians_of_all_modes_agree(operator):
     x = _randn(5)
@@ -118,6 +125,7 @@ def test_hessians_of_all_modes_agree(operator):
     assert float(wanted.abs().max()) > 0.01
 
 
+@each_way
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("n", [7, 300])
 def test_vmap(operator, n):
@@ -134,6 +142,7 @@ def test_vmap(operator, n):
     assert torch.equal(both(x, rows)[1], operator(x[:, :, 1].contiguous(), 2, rows))
 
 
+@each_way
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_gradients_through_vmap_and_vmap_of_gradients(operator):
     x = _randn(4, 6).requires_grad_()
@@ -148,6 +157,7 @@ def test_gradients_through_vmap_and_vmap_of_gradients(operator):
     torch.testing.assert_close(torch.autograd.grad(torch.func.vmap(loss)(x).sum(), x)[0], expected)
 
 
+@each_way
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("n", [5, 300])
 def test_batched_gradients(operator, n):
@@ -159,6 +169,7 @@ def test_batched_gradients(operator, n):
     torch.testing.assert_close(batched, single)
 
 
+@each_way
 def test_k_under_vmap():
     x, k = _randn(3, 6), torch.tensor([1.0, 2.5, 6.0], dtype=torch.float64)
     mapped = torch.func.vmap(lambda x, k: soft_topk(x, k, 0.3))(x, k)
@@ -167,6 +178,7 @@ def test_k_under_vmap():
         torch.func.vmap(lambda x, k: soft_topk(x, k, 0.3))(x, k + 1)
 
 
+@each_way
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_a_compiled_graph_without_breaks(operator):
     def loss(x, t):
@@ -193,6 +205,7 @@ def test_custom_operations_are_well_formed():
     torch.library.opcheck(compiled.ranked, (x, 2, one, [2], False))
 
 
+@each_way
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_the_first_order_backward_stays_on_the_candidates(operator, monkeypatch):
     import nmt.topk.plain as plain
@@ -229,6 +242,7 @@ def test_derivatives_in_lower_precision(operator, dtype, tolerance, n):
         torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
 
 
+@each_way
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_operators_on_other_functional_paths(operator):
     # No gradient wanted, a gradient for the temperature alone, and an output that the loss does not use.

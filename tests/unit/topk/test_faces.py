@@ -19,6 +19,7 @@ from nmt.topk import (
     sparse_sorted_soft_topk,
 )
 
+pytestmark = pytest.mark.usefixtures("each_way")
 PAIRS = [(soft_topk, sparse_soft_topk), (sorted_soft_topk, sparse_sorted_soft_topk)]
 
 

@@ -8,6 +8,7 @@ from torch.autograd import gradcheck
 
 from nmt.topk import sinkhorn_topk, soft_topk, sorted_sinkhorn_topk, sorted_soft_topk
 
+pytestmark = pytest.mark.usefixtures("each_way")
 INF = math.inf
 PAIRS = [(soft_topk, sinkhorn_topk), (sorted_soft_topk, sorted_sinkhorn_topk)]
 OPERATORS = [soft_topk, sorted_soft_topk]

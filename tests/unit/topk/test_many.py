@@ -7,6 +7,7 @@ import torch
 
 from nmt.topk import sinkhorn_topk, soft_topk, sorted_sinkhorn_topk, sorted_soft_topk
 
+pytestmark = pytest.mark.usefixtures("each_way")
 PAIRS = [(soft_topk, sinkhorn_topk), (sorted_soft_topk, sorted_sinkhorn_topk)]
 
 

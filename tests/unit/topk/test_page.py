@@ -53,5 +53,7 @@ def test_torch_alone():
     code = "import sys, nmt.topk, nmt.topk.rivals; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = done.stdout.split()
-    assert not {"pytorch_lightning", "sentencepiece", "sacrebleu", "datasets", "rich", "matplotlib"} & set(loaded)
+    assert not {"pytorch_lightning", "sentencepiece", "sacrebleu", "datasets", "rich", "matplotlib", "numba"} & set(
+        loaded
+    )
     assert [name for name in loaded if name.startswith("nmt.") and not name.startswith("nmt.topk")] == []

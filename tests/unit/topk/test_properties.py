@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nmt.topk import soft_topk, sorted_soft_topk
 
+pytestmark = pytest.mark.usefixtures("each_way")
 OPERATORS = [soft_topk, sorted_soft_topk]
 # Repeated values make ties; the wide ones make hard rows.
 VALUE = st.one_of(

@@ -91,6 +91,7 @@ def test_the_rest_in_all_slots(monkeypatch, operator, k, T):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12 + 1e-13 * k)
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("dense, sparse", [(soft_topk, sparse_soft_topk), (sorted_soft_topk, sparse_sorted_soft_topk)])
 @pytest.mark.parametrize("n", [20_000, 20_011])
 @pytest.mark.parametrize("T", [0.05, 0.3, 3.0])
@@ -112,6 +113,7 @@ def test_blocks_that_are_left_out_weigh_nothing(dense, sparse, n, T):
     torch.testing.assert_close(of_sparse * T, of_dense * T, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_the_tail_has_its_weights_and_gradients(operator):
     # One candidate far below, outside the screen: it weighs exp((x - tau) / T), and moves with it.
@@ -125,6 +127,7 @@ def test_the_tail_has_its_weights_and_gradients(operator):
     torch.testing.assert_close(to_x[31:], expected, rtol=0.05, atol=0)
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_solved_in_more(operator, dtype):
@@ -146,6 +149,7 @@ def test_gradients_have_the_dtype_of_their_argument():
     assert float(x.grad.abs().max()) > 0 and float(T.grad) != 0
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("kind", ["normal", "ties", "close", "huge", "masks", "offset"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 2e-5)])

@@ -8,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from nmt.topk import soft_topk, sorted_soft_topk, sparse_soft_topk, sparse_sorted_soft_topk
 
+pytestmark = pytest.mark.usefixtures("each_way")
 PAIRS = [(soft_topk, sparse_soft_topk), (sorted_soft_topk, sparse_sorted_soft_topk)]
 SPARSE = [sparse_soft_topk, sparse_sorted_soft_topk]
 

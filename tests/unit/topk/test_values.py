@@ -9,6 +9,7 @@ import torch
 
 from nmt.topk import hard_topk, sinkhorn_topk, soft_topk, sorted_sinkhorn_topk, sorted_soft_topk
 
+pytestmark = pytest.mark.usefixtures("each_way")
 INF = math.inf
 PAIRS = [(soft_topk, sinkhorn_topk), (sorted_soft_topk, sorted_sinkhorn_topk)]
 
