@@ -18,7 +18,7 @@ threads=$(nproc 2>/dev/null || echo 2) # of torch
 device=cpu            # of all trainings: cpu or gpu
 vocabulary=6000       # pieces, of both languages together
 size=256              # of the baseline's embeddings and hidden states
-updates=              # of the baseline; by default 3000 (joeynmt) or 6000 (marian)
+updates=3000          # of the baseline
 soft_updates=700      # through the soft beam
 control_updates=1400  # by cross-entropy: on the study's model they took as long as 670 through the soft beam
 lr=                   # of what comes after the import; by default 5e-4 (joeynmt) or 1e-4 (marian)
@@ -29,11 +29,11 @@ train_flags=          # further flags of every nmt train
 
 . "$(dirname "$0")/stages.sh"
 take_options "$@"
-check_numbers "${stage:-0}" "$stop_stage" "$seed" "$threads" "$vocabulary" "$size" "${updates:-0}" "$soft_updates" \
+check_numbers "${stage:-0}" "$stop_stage" "$seed" "$threads" "$vocabulary" "$size" "$updates" "$soft_updates" \
     "$control_updates" "$beam"
 case $toolkit in
-joeynmt) updates=${updates:-3000} lr=${lr:-5e-4} dropout=(--model.dropout 0) ;;
-marian) updates=${updates:-6000} lr=${lr:-1e-4} dropout=() ;;
+joeynmt) lr=${lr:-5e-4} dropout=(--model.dropout 0) ;;
+marian) lr=${lr:-1e-4} dropout=() ;;
 *) refuse "--toolkit is '$toolkit'; choose joeynmt or marian" ;;
 esac
 case $device in
