@@ -64,6 +64,13 @@ def train(
         LostError: another process of the run is gone.
     """
     folder = RunFolder(config.run)
+    with folder.lock:
+        return _train(config, folder, start, resume, given)
+
+
+def _train(
+    config: TrainConfig, folder: RunFolder, start: str | Path | None, resume: bool, given: Collection[str] | None
+) -> Checkpoint:
     world = join_world(accelerator(config.trainer))
     device = device_of(config.trainer, world)
     set_threads(config.trainer, world)
@@ -122,7 +129,7 @@ def prepare(
         UserError: see `train`.
     """
     if not resume and world.is_first:
-        folder.check_free()
+        folder.claim()
     if not resume and start is None and config.objective == "soft_beam" and config.soft_beam.divergence:
         raise UserError(
             f"soft_beam.divergence is {config.soft_beam.divergence}, but there is no model to stay near; give it "
