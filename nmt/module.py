@@ -199,9 +199,14 @@ class TranslationModule(pl.LightningModule):
             what += f" at update {self.trainer.global_step + 1}, the longest in {self.data.name_longest(rows)}"
         else:
             what += f" of the validation at update {self.trainer.global_step}"
-        tokens = self.config.data.batch_tokens
+        tokens, soft_beam = self.config.data.batch_tokens, self.config.soft_beam
+        unrolled = self.config.objective == "soft_beam" and soft_beam.loss != "reachable_bleu"
+        if training and unrolled and not soft_beam.recompute:
+            what += "; go on by --resume with --soft_beam.recompute true, or"
+        else:
+            what += ";"
         return (
-            f"{what}; lower data.batch_tokens ({tokens}; with trainer.accumulate 2, {tokens // 2} makes updates of as "
+            f"{what} lower data.batch_tokens ({tokens}; with trainer.accumulate 2, {tokens // 2} makes updates of as "
             "many tokens) or data.max_length, and begin a new run, --from this one's model where there is one"
         )
 
