@@ -207,7 +207,8 @@ class TranslationModule(pl.LightningModule):
             what += ";"
         return (
             f"{what} lower data.batch_tokens ({tokens}; with trainer.accumulate 2, {tokens // 2} makes updates of as "
-            "many tokens) or data.max_length, and begin a new run, --from this one's model where there is one"
+            "many tokens; 0 finds what fits) or data.max_length, and begin a new run, --from this one's model where "
+            "there is one"
         )
 
     def _diverged(self, what: str) -> str:

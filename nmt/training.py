@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from nmt.adapters import add_adapters
 from nmt.beam_picture import BeamPicture
+from nmt.budget import settle_budget
 from nmt.checkpoint import Checkpoint, build_model, describe_architecture, find_model, load_checkpoint
 from nmt.config import TrainConfig, TrainerConfig
 from nmt.config_file import write_config
@@ -83,6 +84,12 @@ def _train(
         world.barrier()
     with world.prepare():
         config, module = prepare(config, folder, world, start, resume, given)
+    if config.data.batch_tokens == 0:
+        config, module, trials = settle_budget(config, module, device, world)
+        if world.is_first:
+            write_config(folder.config, config)
+            tried = [dataclasses.asdict(trial) for trial in trials]
+            update_manifest(folder.manifest, config=dataclasses.asdict(config), batch_tokens_tried=tried)
     check_alike(config, module, world)
     data = module.data
     updates = data.updates(config.trainer)

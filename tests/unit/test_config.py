@@ -25,7 +25,7 @@ from nmt.vocabulary import VocabularyConfig
 nan = math.nan
 IMPOSSIBLE = {
     ("", TrainConfig): {"seed": [-1, 2**63], "objective": ["ce"], "run": [""]},
-    ("data", DataConfig): {"batch_tokens": [0], "max_length": [0], "dev_lines": [-1], "max_unknown": [-0.1, 2, nan]},
+    ("data", DataConfig): {"batch_tokens": [-1], "max_length": [0], "dev_lines": [-1], "max_unknown": [-0.1, 2, nan]},
     ("data.vocabulary", VocabularyConfig): {
         "size": [0, 7],
         "kind": ["word"],
