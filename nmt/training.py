@@ -209,7 +209,9 @@ def record(
     if resume:
         # The limits may be new; the next --resume shall know them.
         write_config(folder.config, config)
-        resumed = [*read_manifest(folder.manifest).get("resumed", []), now()]
+        before = read_manifest(folder.manifest)
+        tell_schedule(before, config)
+        resumed = [*before.get("resumed", []), now()]
         update_manifest(folder.manifest, config=dataclasses.asdict(config), resumed=resumed, processes=size)
     else:
         folder.create()
@@ -253,6 +255,22 @@ def record(
         logger.info("%s parameters are trained, %s are frozen: %s", *counts)
     if size > 1:
         logger.info("%d processes, %d batches an update", size, size * config.trainer.accumulate)
+
+
+def tell_schedule(before: dict[str, Any], config: TrainConfig) -> None:
+    """Warns where a resumed run will not be the one that had its limit from the start.
+
+    Args:
+        before: the manifest so far.
+        config: of the run from here on.
+    """
+    most = before.get("config", {}).get("trainer", {}).get("max_steps", config.trainer.max_steps)
+    if config.optimizer.schedule == "linear" and most != config.trainer.max_steps:
+        logger.warning(
+            "trainer.max_steps is now %d instead of %d, where optimizer.schedule linear ends: from here on learning rates "
+            "are others, as in no unbroken run",
+            *(config.trainer.max_steps, most),
+        )
 
 
 def check_alike(config: TrainConfig, module: TranslationModule, world: World) -> None:

@@ -175,6 +175,17 @@ def test_the_limits_of_a_resumed_run_are_kept(half):
     assert manifest["config"]["trainer"]["max_steps"] == 8 and len(manifest["resumed"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("schedule", "steps", "told"), [("linear", 6, True), ("linear", 4, False), ("plateau", 6, False)]
+)
+def test_another_end_of_a_linear_schedule_is_told(small_corpus, tmp_path, caplog, schedule, steps, told):
+    config = make_config(tmp_path, small_corpus, {"optimizer.schedule": schedule})
+    train_quietly(config)
+    config.trainer.max_steps = steps
+    train_quietly(config, resume=True)
+    assert ("max_steps is now 6 instead of 4, where optimizer.schedule linear ends" in caplog.text) == told
+
+
 def test_changed_settings_are_refused(half):
     here = Path("x")
     changed = make_config(half.run, here, {"optimizer.lr": 0.5, "soft_beam.search.damping": 1.0})
