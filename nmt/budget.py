@@ -163,7 +163,7 @@ def settle_budget(
         )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_tokens=found))
     module.data.set_budget(found)
-    logger.info("data.batch_tokens is %d: %s", found, ", ".join(_told(trial) for trial in trials))
+    logger.info("data.batch_tokens is %d: %s", found, ", ".join(_told(trial) for trial in trials[-3:]))
     return config, TranslationModule(config, module.checkpoint, module.data, world), trials
 
 

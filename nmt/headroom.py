@@ -11,7 +11,8 @@ _ROOT = Path("/")
 
 def free_memory(device: torch.device, root: Path = _ROOT) -> int:
     """Bytes that can still be had: of a GPU, what nobody has and what torch has in store; else what the kernel would
-    give, or the least that a control group of this process (a container, a job of a cluster) still allows.
+    give, or the least that a control group of this process (a container, a job of a cluster) or a limit of its address
+    space (ulimit -v) still allows.
 
     Args:
         device: whose.
@@ -20,12 +21,24 @@ def free_memory(device: torch.device, root: Path = _ROOT) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    found = [*_of_groups(root)]
+    found = [*_of_groups(root), *_of_process(root)]
     with suppress(OSError, ValueError, IndexError):
         lines = (root / "proc/meminfo").read_text().splitlines()
         found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
     # A system that tells nothing: as much as most have.
     return min(found, default=2**32)
+
+
+def _of_process(root: Path) -> list[int]:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return []
+    try:
+        lines = (root / "proc/self/status").read_text().splitlines()
+        taken = 1024 * int(next(line for line in lines if line.startswith("VmSize")).split()[1])
+    except (OSError, StopIteration):
+        taken = 0
+    return [max(0, limit - taken)]
 
 
 def _of_groups(root: Path) -> list[int]:

@@ -267,8 +267,8 @@ def tell_schedule(before: dict[str, Any], config: TrainConfig) -> None:
     most = before.get("config", {}).get("trainer", {}).get("max_steps", config.trainer.max_steps)
     if config.optimizer.schedule == "linear" and most != config.trainer.max_steps:
         logger.warning(
-            "trainer.max_steps is now %d instead of %d, where optimizer.schedule linear ends: from here on learning rates "
-            "are others, as in no unbroken run",
+            "trainer.max_steps is now %d instead of %d, where optimizer.schedule linear ends: from here on learning "
+            "rates are others, as in no unbroken run",
             *(config.trainer.max_steps, most),
         )
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -204,6 +205,12 @@ def write(root, files):
 def test_free_memory_is_the_least_that_any_limit_leaves(tmp_path, files, free):
     write(tmp_path, files)
     assert free_memory(CPU, tmp_path) == free
+
+
+def test_a_limit_of_the_address_space_counts(tmp_path, monkeypatch):
+    write(tmp_path, {"proc/meminfo": "MemAvailable: 9000 kB\n", "proc/self/status": "Name: x\nVmSize:\t 3000 kB\n"})
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (4_000 * 1024, resource.RLIM_INFINITY))
+    assert free_memory(CPU, tmp_path) == 1000 * 1024
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="needs Linux")
