@@ -199,10 +199,11 @@ class TranslationModule(pl.LightningModule):
             what += f" at update {self.trainer.global_step + 1}, the longest in {self.data.name_longest(rows)}"
         else:
             what += f" of the validation at update {self.trainer.global_step}"
-        tokens, soft_beam = self.config.data.batch_tokens, self.config.soft_beam
-        unrolled = self.config.objective == "soft_beam" and soft_beam.loss != "reachable_bleu"
-        if training and unrolled and not soft_beam.recompute:
-            what += "; go on by --resume with --soft_beam.recompute true, or"
+        tokens = self.config.data.batch_tokens
+        settings = getattr(self.config, self.config.objective)
+        kept = not getattr(settings, "recompute", True) and getattr(settings, "loss", "") != "reachable_bleu"
+        if training and kept:
+            what += f"; go on by --resume with --{self.config.objective}.recompute true, or"
         else:
             what += ";"
         return (

@@ -28,9 +28,9 @@ from nmt.objectives import (
 )
 from nmt.search import SoftSearchConfig
 
-UNROLLED = ("token", "gold_in_beam", "expected_bleu")
+UNROLLED = ("bso", "token", "gold_in_beam", "expected_bleu")
 AGAIN = " recompute"
-OBJECTIVES = ("cross_entropy", "min_risk", "bso", "reachable_bleu", *UNROLLED, *(name + AGAIN for name in UNROLLED))
+OBJECTIVES = ("cross_entropy", "min_risk", "reachable_bleu", *UNROLLED, *(name + AGAIN for name in UNROLLED))
 
 
 def make(name: str, chosen: argparse.Namespace):
@@ -38,10 +38,11 @@ def make(name: str, chosen: argparse.Namespace):
         return CrossEntropy(CrossEntropyConfig())
     if name == "min_risk":
         return MinRisk(MinRiskConfig(beam_size=chosen.beam_size))
+    recompute, name = name.endswith(AGAIN), name.removesuffix(AGAIN)
     if name == "bso":
-        return BSO(BSOConfig(beam_size=chosen.beam_size))
+        return BSO(BSOConfig(beam_size=chosen.beam_size, recompute=recompute))
     search = SoftSearchConfig(beam_size=chosen.beam_size, candidates=chosen.candidates)
-    return SoftBeam(SoftBeamConfig(loss=name.removesuffix(AGAIN), search=search, recompute=name.endswith(AGAIN)))
+    return SoftBeam(SoftBeamConfig(loss=name, search=search, recompute=recompute))
 
 
 def batch_of(chosen: argparse.Namespace, seed: int) -> Batch:
