@@ -162,15 +162,39 @@ class TrainingStream:
             raise UserError(f"sampling is {sampling}, which needs the vocabularies; pass them or set sampling to 0.")
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}: ranks count from 0")
-        self.corpus, self.budget, self.seed = corpus, budget, seed
+        self.corpus, self.seed = corpus, seed
         self.start_batch, self.epochs = start_batch, epochs
         self.sampling, self._vocabularies = sampling, vocabularies
         self.rank, self.world = rank, world
         self.rows = _usable_rows(corpus, max_length)
         self._source_lengths = corpus.source_lengths[self.rows]
         self._target_lengths = corpus.target_lengths[self.rows]
+        self.set_budget(budget)
+
+    def set_budget(self, budget: int) -> None:
+        """Another budget: another plan of all batches.
+
+        Raises:
+            UserError: a sentence is over it.
+        """
         check_budget(np.maximum(self._source_lengths, self._target_lengths).astype(np.int64) + 1, budget, self.rows)
+        self.budget = budget
         self._counts: dict[int, int] = {}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer side of the longest pair, EOS counted: no budget may be smaller."""
+        return int(max(self._source_lengths.max(), self._target_lengths.max())) + 1
+
+    def extreme_batches(self, budget: int) -> list[Batch]:
+        """The largest batch of the longest pairs and the largest of the shortest that a budget allows, whatever the
+        stream's own. Of a sampled vocabulary the pieces are drawn."""
+        lengths = np.maximum(self._source_lengths, self._target_lengths).astype(np.int64) + 1
+        order = np.argsort(lengths, kind="stable")
+        fit = int((np.arange(1, len(order) + 1) * lengths[order] <= budget).sum())
+        sampler = self._sampler(0) if self.sampling else None
+        places = order[::-1][: budget // lengths[order[-1]]], order[:fit][::-1]
+        return [collate(self.corpus, self.rows[rows], 0, sampler, self._vocabularies) for rows in places]
 
     def batches_in_epoch(self, epoch: int) -> int:
         """The number of batches of an epoch (of all ranks together); epochs differ a little."""

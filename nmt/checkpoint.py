@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from nmt.adapters import plain_state
+from nmt.checksum import KEY, check_content, content_checksum
 from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.models import Luong, Pretrained, PretrainedConfig, Recurrent, RNNsearch, RNNsearchConfig, Seq2Seq
@@ -86,6 +87,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "aliases": aliases,
         "info": checkpoint.info,
     }
+    header[KEY] = content_checksum(header, tensors)
     # Written by us, not by safetensors, whose files only their owner may read.
     content = save(tensors, metadata={"nmt": json.dumps(header, sort_keys=True)})
     with atomic_path(path) as temporary:
@@ -114,7 +116,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
         device: where the weights go.
 
     Raises:
-        UserError: there is no such file, it is truncated, or it is not one of ours.
+        UserError: there is no such file, it is truncated, a bit of it has changed, or it is not one of ours.
     """
     path = find_model(path)
     try:
@@ -123,6 +125,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
             if not isinstance(header, dict):
                 raise KeyError("nmt")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        check_content(header, tensors)
     except KeyError:
         raise UserError(f"{path} is a safetensors file, but not a model of nmt; give a model that nmt wrote.") from None
     except (SafetensorError, ValueError) as error:

@@ -35,7 +35,8 @@ class DataConfig:
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     """The SentencePiece vocabularies, trained on the training text."""
     batch_tokens: int = 4096
-    """Most tokens of a batch on either side, padding counted."""
+    """Most tokens of a batch on either side, padding counted; 0: as many as memory holds (at most 8,192 on a CPU,
+    131,072 on a GPU), found when the run begins and kept in its configuration."""
     max_length: int = 100
     """Training pairs with more pieces than this on either side are kept out, and counted."""
     max_unknown: float = 0.01
@@ -46,8 +47,8 @@ class DataConfig:
     """Folder of encoded corpora; by default nmt in the user's cache folder (XDG_CACHE_HOME)."""
 
     def __post_init__(self) -> None:
-        _check_least("data", self, 1, "batch_tokens", "max_length")
-        _check_least("data", self, 0, "dev_lines")
+        _check_least("data", self, 1, "max_length")
+        _check_least("data", self, 0, "batch_tokens", "dev_lines")
         if not 0 <= self.max_unknown <= 1:
             raise UserError(f"data.max_unknown is {self.max_unknown}; give a share from 0 to 1")
         files = [self.train_source, self.train_target, self.dev_source, self.dev_target]

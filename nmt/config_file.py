@@ -28,6 +28,7 @@ MAY_CHANGE = {
         "trainer.threads",
         "trainer.keep",
     ),
+    *("soft_beam.recompute", "bso.recompute"),
     # As long as the processes times this stay the same; training sees to it.
     "trainer.accumulate",
 }

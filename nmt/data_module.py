@@ -24,6 +24,12 @@ from nmt.vocabulary import SentencePiece, Vocabulary, VocabularyConfig, train_vo
 logger = logging.getLogger(__name__)
 
 
+NO_BUDGET = 2**31
+"""Of the stream until the budget is found (data.batch_tokens 0)."""
+LARGEST_DECODED = 2**14
+"""Tokens of a batch of a validation: larger ones are no faster, and beams need memory of their own."""
+
+
 class TranslationData(pl.LightningDataModule):
     """Training and dev batches.
 
@@ -60,7 +66,7 @@ class TranslationData(pl.LightningDataModule):
         self.dev_corpus = self._encode(self.dev_pairs, cache)
         self.stream = TrainingStream(
             self.train_corpus,
-            config.batch_tokens,
+            config.batch_tokens or NO_BUDGET,
             seed,
             max_length=config.max_length,
             sampling=config.vocabulary.sampling,
@@ -68,6 +74,12 @@ class TranslationData(pl.LightningDataModule):
             rank=rank,
             world=world,
         )
+
+    def set_budget(self, budget: int) -> None:
+        """Batches of so many tokens from here on, in place of data.batch_tokens; none may have been trained on."""
+        assert self.trained_batches == 0
+        self.config = replace(self.config, batch_tokens=budget)
+        self.stream.set_budget(budget)
 
     def _encode(self, pairs: Pairs, cache: Path) -> EncodedCorpus:
         return encode_pairs(
@@ -129,7 +141,8 @@ class TranslationData(pl.LightningDataModule):
         lengths = self.dev_corpus.source_lengths + 1
         # Blank sources are not translated: their hypothesis is the empty line.
         rows = [int(row) for row in lengths.argsort() if lengths[row] > 1]
-        budget = max(self.config.batch_tokens, int(lengths.max()), int(self.dev_corpus.target_lengths.max()) + 1)
+        tokens = min(self.config.batch_tokens, LARGEST_DECODED)
+        budget = max(tokens, int(lengths.max()), int(self.dev_corpus.target_lengths.max()) + 1)
         planned = evaluation_batches([int(lengths[row]) for row in rows], budget)
         both = self.source_vocabulary, self.target_vocabulary
         batches = [

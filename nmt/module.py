@@ -206,9 +206,16 @@ class TranslationModule(pl.LightningModule):
         else:
             what += f" of the validation at update {self.trainer.global_step}"
         tokens = self.config.data.batch_tokens
+        settings = getattr(self.config, self.config.objective)
+        kept = not getattr(settings, "recompute", True) and getattr(settings, "loss", "") != "reachable_bleu"
+        if training and kept:
+            what += f"; go on by --resume with --{self.config.objective}.recompute true, or"
+        else:
+            what += ";"
         return (
-            f"{what}; lower data.batch_tokens ({tokens}; with trainer.accumulate 2, {tokens // 2} makes updates of as "
-            "many tokens) or data.max_length, and begin a new run, --from this one's model where there is one"
+            f"{what} lower data.batch_tokens ({tokens}; with trainer.accumulate 2, {tokens // 2} makes updates of as "
+            "many tokens; 0 finds what fits) or data.max_length, and begin a new run, --from this one's model where "
+            "there is one"
         )
 
     def _diverged(self, what: str) -> str:

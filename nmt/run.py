@@ -8,6 +8,7 @@ last.ckpt           the state that --resume goes on from
 previous.ckpt       the one before it, in case that one gets damaged
 metrics.jsonl       loss, speed, dev BLEU
 tensorboard/        the same for TensorBoard
+.lock               while a process trains here: which
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from pytorch_lightning.callbacks import Checkpoint as CheckpointCallback
 from nmt.checkpoint import NAME, RECURRENT, kept_models, kept_name, load_checkpoint, save_checkpoint
 from nmt.config import TrainerConfig
 from nmt.errors import UserError
+from nmt.lock import FolderLock
 from nmt.manifest import read_manifest, update_manifest
 from nmt.module import TranslationModule
 from nmt.state import PREVIOUS, mend_state, read_state
@@ -32,7 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Paths of a run."""
+    """Paths of a run.
+
+    Attributes:
+        lock: held by the process that writes here.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -43,6 +49,17 @@ class RunFolder:
         self.previous = self.path / PREVIOUS
         self.metrics = self.path / "metrics.jsonl"
         self.beam_picture = self.path / "beam.png"
+        self.lock = FolderLock(self.path)
+
+    def claim(self) -> None:
+        """Takes the lock, where the folder is there already, and makes sure that a new run may begin here.
+
+        Raises:
+            UserError: as `check_free`, or another process trains here.
+        """
+        if self.path.is_dir():
+            self.lock.acquire()
+        self.check_free()
 
     def check_free(self) -> None:
         """Makes sure that a new run may begin here. One that has saved nothing yet may begin again.
@@ -58,14 +75,17 @@ class RunFolder:
             raise UserError(f"{self.path} holds a {NAME}, which training would replace; give another --run")
 
     def create(self) -> None:
-        """Makes the folder for a new run.
+        """Makes the folder for a new run, and takes its lock.
 
         Raises:
-            UserError: it holds a run already, or cannot be made.
+            UserError: it holds a run already, another process trains here, or it cannot be made.
         """
         self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()
+            # Until the lock was ours another process may have begun, and even ended.
+            self.check_free()
             self._sweep()
             for left in (self.manifest, self.metrics, *kept_models(self.path).values()):
                 left.unlink(missing_ok=True)
@@ -89,12 +109,13 @@ class RunFolder:
             )
 
     def mend(self) -> None:
-        """Makes whole what an interruption has left, before a run is gone on with.
+        """Takes the lock and makes whole what an interruption has left, before a run is gone on with.
 
         Raises:
-            UserError: as `check_begun`, or no checkpoint is whole.
+            UserError: as `check_begun`, no checkpoint is whole, or another process trains here.
         """
         self.check_begun()
+        self.lock.acquire()
         mend_state(self.last)
         self._sweep()
 

@@ -21,8 +21,13 @@ def shortage_told(what: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        from pytorch_lightning.utilities.memory import is_out_of_cpu_memory
-
-        if not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or is_out_of_cpu_memory(error)):
+        if not is_shortage(error):
             raise
         raise UserError(f"memory is full: {what()}") from None
+
+
+def is_shortage(error: Exception) -> bool:
+    """Whether an error is that of an allocator that has no more."""
+    from pytorch_lightning.utilities.memory import is_out_of_cpu_memory
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or is_out_of_cpu_memory(error)

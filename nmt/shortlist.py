@@ -20,6 +20,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from nmt.alignment import Lexicon, learn_lexicon
+from nmt.checksum import KEY, check_content, content_checksum
 from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.models import Remainder, Seq2Seq
@@ -119,6 +120,7 @@ class Shortlist:
         if self.remainder is not None and model is not None:
             header["model"] = _fingerprint(model)
             arrays |= {"remainder.weight": self.remainder.weight.numpy(), "remainder.bias": self.remainder.bias.numpy()}
+        header[KEY] = content_checksum(header, _tensors(arrays))
         content = save(arrays, metadata={"nmt_shortlist": json.dumps(header)})
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
@@ -145,6 +147,7 @@ class Shortlist:
                 header = json.loads((file.metadata() or {})["nmt_shortlist"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             checksums = (header["source"], header["target"])
+            check_content(header, _tensors(arrays))
             if header["format"] != _FORMAT:
                 raise UserError(f"{path} has format {header['format']}, this version reads {_FORMAT}; learn it anew")
             found = cls(arrays["best"], arrays["frequent"], checksums)
@@ -166,6 +169,10 @@ class Shortlist:
             )  # fmt: skip
             found.remainder = None
         return found
+
+
+def _tensors(arrays: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _fingerprint(model: Seq2Seq) -> str:

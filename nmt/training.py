@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from nmt.adapters import add_adapters
 from nmt.beam_picture import BeamPicture
+from nmt.budget import settle_budget
 from nmt.checkpoint import Checkpoint, build_model, describe_architecture, find_model, load_checkpoint
 from nmt.config import TrainConfig, TrainerConfig
 from nmt.config_file import write_config
@@ -64,6 +65,13 @@ def train(
         LostError: another process of the run is gone.
     """
     folder = RunFolder(config.run)
+    with folder.lock:
+        return _train(config, folder, start, resume, given)
+
+
+def _train(
+    config: TrainConfig, folder: RunFolder, start: str | Path | None, resume: bool, given: Collection[str] | None
+) -> Checkpoint:
     world = join_world(accelerator(config.trainer))
     device = device_of(config.trainer, world)
     set_threads(config.trainer, world)
@@ -76,6 +84,12 @@ def train(
         world.barrier()
     with world.prepare():
         config, module = prepare(config, folder, world, start, resume, given)
+    if config.data.batch_tokens == 0:
+        config, module, trials = settle_budget(config, module, device, world)
+        if world.is_first:
+            write_config(folder.config, config)
+            tried = [dataclasses.asdict(trial) for trial in trials]
+            update_manifest(folder.manifest, config=dataclasses.asdict(config), batch_tokens_tried=tried)
     check_alike(config, module, world)
     data = module.data
     updates = data.updates(config.trainer)
@@ -122,7 +136,7 @@ def prepare(
         UserError: see `train`.
     """
     if not resume and world.is_first:
-        folder.check_free()
+        folder.claim()
     if not resume and start is None and config.objective == "soft_beam" and config.soft_beam.divergence:
         raise UserError(
             f"soft_beam.divergence is {config.soft_beam.divergence}, but there is no model to stay near; give it "
@@ -195,7 +209,9 @@ def record(
     if resume:
         # The limits may be new; the next --resume shall know them.
         write_config(folder.config, config)
-        resumed = [*read_manifest(folder.manifest).get("resumed", []), now()]
+        before = read_manifest(folder.manifest)
+        tell_schedule(before, config)
+        resumed = [*before.get("resumed", []), now()]
         update_manifest(folder.manifest, config=dataclasses.asdict(config), resumed=resumed, processes=size)
     else:
         folder.create()
@@ -239,6 +255,22 @@ def record(
         logger.info("%s parameters are trained, %s are frozen: %s", *counts)
     if size > 1:
         logger.info("%d processes, %d batches an update", size, size * config.trainer.accumulate)
+
+
+def tell_schedule(before: dict[str, Any], config: TrainConfig) -> None:
+    """Warns where a resumed run will not be the one that had its limit from the start.
+
+    Args:
+        before: the manifest so far.
+        config: of the run from here on.
+    """
+    most = before.get("config", {}).get("trainer", {}).get("max_steps", config.trainer.max_steps)
+    if config.optimizer.schedule == "linear" and most != config.trainer.max_steps:
+        logger.warning(
+            "trainer.max_steps is now %d instead of %d, where optimizer.schedule linear ends: from here on learning "
+            "rates are others, as in no unbroken run",
+            *(config.trainer.max_steps, most),
+        )
 
 
 def check_alike(config: TrainConfig, module: TranslationModule, world: World) -> None:

@@ -50,7 +50,7 @@ VALUES: dict[Any, list[Any]] = {
     str: ["", "x", "é\n", "null", "[1, 2]", "{a: 1}", -3, True, None],
 }
 OFTEN = {
-    "data.batch_tokens": [1, 2, 10, 60, 400, 4096],
+    "data.batch_tokens": [0, 1, 2, 10, 60, 400, 4096],
     "data.max_length": [1, 2, 5, 20, 100],
     "data.vocabulary.size": [8, 20, 40, 80, 200, 5000],
     "data.max_unknown": [0, 0.5, 1],

@@ -57,7 +57,9 @@ class _Energies(torch.autograd.Function):
     """-2 v . u with u = 1 / (1 + exp(2 q) exp(2 k)), for each slot and source position.
 
     The terms u, (batch, slots, source length, hidden), are what costs: they are made in one buffer, in the query's
-    precision. Backward, with g the gradient, sum over positions of g u and g u^2 give
+    precision, and once more for the backward pass. Kept, they would take more memory than all else that a step of a
+    decoder keeps, and no less time, since memory that is new has to be mapped. Backward, with g the gradient, sum over
+    positions of g u and g u^2 give
 
         in q: 4 v sum (g u - g u^2)    in exp(2 k): 2 v sum over slots of exp(2 q) g u^2    in v: -2 sum g u
     """
@@ -65,15 +67,16 @@ class _Energies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
         asked = powers(query)
-        # Slot by slot into one buffer would save memory; a (batch, slots, source, hidden) sum is faster.
-        terms = torch.addcmul(keys.new_ones(()), keys.unsqueeze(1), asked.unsqueeze(2)).reciprocal_().to(query.dtype)
-        ctx.save_for_backward(terms, asked, weight)
+        terms = _terms(keys, asked, query.dtype)
+        ctx.dtype = query.dtype
+        ctx.save_for_backward(keys, asked, weight)
         return terms @ (-2 * weight).to(terms.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        terms, asked, weight = ctx.saved_tensors
+        keys, asked, weight = ctx.saved_tensors
+        terms = _terms(keys, asked, ctx.dtype)
         g = grad.to(terms.dtype).unsqueeze(2)
         squares = terms * terms
         once, twice = ((g @ each).squeeze(2).to(asked.dtype) for each in (terms, squares))
@@ -81,6 +84,12 @@ class _Energies(torch.autograd.Function):
         of_keys = squares.mul_(g.squeeze(2).unsqueeze(3)).to(asked.dtype).mul_((2 * weight * asked).unsqueeze(2))
         of_keys = of_keys.squeeze(1) if of_keys.shape[1] == 1 else of_keys.sum(dim=1)
         return of_query.to(terms.dtype), of_keys, (-2 * once.sum(dim=(0, 1))).to(weight.dtype)
+
+
+def _terms(keys: Tensor, asked: Tensor, dtype: torch.dtype) -> Tensor:
+    """u, of the powers of keys and queries."""
+    # Slot by slot into one buffer would save memory; a (batch, slots, source, hidden) sum is faster.
+    return torch.addcmul(keys.new_ones(()), keys.unsqueeze(1), asked.unsqueeze(2)).reciprocal_().to(dtype)
 
 
 class ProductAttention(nn.Module):

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.prefix_bleu import make_scorer
 from nmt.objectives.words import Words, check_share
-from nmt.search.beam import expand, first_beam, restart_beam
+from nmt.recompute import recomputed
+from nmt.search.beam import Beam, expand, first_beam, restart_beam
 from nmt.search.peaks import log_normaliser
 from nmt.search.selection import hard_reparent, hard_select
 from nmt.tree import join_slots, map_tree, split_slots, take_slots, where_rows
@@ -41,6 +42,9 @@ class BSOConfig:
     """Weight of the cross-entropy that is added."""
     label_smoothing: float = 0.1
     """Label smoothing of that cross-entropy."""
+    recompute: bool = False
+    """The backward pass runs each step again instead of keeping what it has made: the same gradients in less memory and
+    more time."""
 
     def __post_init__(self) -> None:
         if self.beam_size < 1:
@@ -85,19 +89,28 @@ class BSO(nn.Module):
         gold_features: list[Tensor] = []
         losses: list[Tensor] = []
         violations = torch.zeros((), device=target.device)
-        for position in range(longest):
-            advanced = model.advance(
-                torch.cat([beam.embedding, embeddings[position]], dim=1), join_slots(beam.state, gold_state), memory
-            )
-            state, gold_state = split_slots(advanced.state, beam.slots)
-            gold_features.append(advanced.features[:, beam.slots :])
+
+        def take(embedding: Tensor, beam: Beam, led: Tensor, led_state: Any, token: Tensor) -> Any:
+            """The states of beam and reference, its features, the log-probability of its token, and what competes."""
+            advanced = model.advance(torch.cat([embedding, led], dim=1), join_slots(beam.state, led_state), memory)
+            parts = (advanced.state, advanced.features)
+            (state, _), gold = split_slots(parts, beam.slots)
+            if config.recompute:
+                # What is a part of a tensor keeps all of it.
+                gold = map_tree(torch.clone, gold)
             logits = model.project(advanced.features)
             normaliser = log_normaliser(logits)
-            token = target[:, position]
-            step_score = logits[:, -1].gather(1, token.unsqueeze(1)).squeeze(1) - normaliser[:, -1]
-            gold_score = gold_score + step_score
+            score = logits[:, -1].gather(1, token.unsqueeze(1)).squeeze(1) - normaliser[:, -1]
             # One more candidate than slots: the reference itself may be among them.
-            candidates = expand(model, logits[:, :-1], normaliser[:, :-1], beam, size + 1)
+            return state, *gold, score, expand(model, logits[:, :-1], normaliser[:, :-1], beam, size + 1)
+
+        for position in range(longest):
+            token = target[:, position]
+            inputs = beam.embedding, beam, embeddings[position], gold_state, token
+            step = recomputed(take, *inputs) if config.recompute else take(*inputs)
+            state, gold_state, features, step_score, candidates = step
+            gold_features.append(features)
+            gold_score = gold_score + step_score
             is_gold = tag.gather(1, candidates.slots) & (candidates.tokens == token.unsqueeze(1))
             last = batch.target_lengths == position + 1
             inside = batch.target_lengths > position

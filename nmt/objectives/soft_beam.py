@@ -9,7 +9,7 @@ cross-entropy, whose prefixes are decoded in the same steps.
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,13 @@ from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.soft_losses import BLEULoss, GoldInBeamLoss, SoftLoss, TokenLoss
 from nmt.objectives.traced import Figures, is_open, pool_risk, traced_loss
 from nmt.objectives.words import Words, check_share
-from nmt.search.beam import first_beam, restart_beam
-from nmt.search.soft import Operator, SoftSearchConfig, cut_off, soft_advance
+from nmt.recompute import recomputed
+from nmt.search.beam import Beam, first_beam, restart_beam
+from nmt.search.soft import Operator, SoftSearchConfig, SoftStep, cut_off, soft_advance
 from nmt.search.trace import Trace
 from nmt.topk import Constant, Exponential, Learned, Linear, Schedule, soft_topk, sorted_soft_topk
 from nmt.topk.rivals import OPERATORS
-from nmt.tree import join_slots, split_slots
+from nmt.tree import join_slots, map_tree, split_slots
 
 # Scores are log p / |y|: their differences are a tenth of those of log p.
 RISK_SHARPNESS = 10.0
@@ -108,6 +109,9 @@ class SoftBeamConfig:
     references: float = 1.0
     """reachable_bleu: share of the sentences, at least one, drawn anew for every batch, that the cross-entropy is the
     mean of. Only their references are decoded."""
+    recompute: bool = False
+    """token, gold_in_beam, expected_bleu: the backward pass runs each step again instead of keeping what it has made:
+    the same gradients in less memory and more time."""
 
     def __post_init__(self) -> None:
         if self.loss not in ("reachable_bleu", "token", "gold_in_beam", "expected_bleu"):
@@ -250,29 +254,29 @@ class SoftBeam(nn.Module):
                 weights.register_hook(add)
             return weights
 
+        def take(embedding: Tensor, beam: Beam, led: Any, required: Any) -> tuple[SoftStep, Any, Tensor]:
+            """A step of the beam, and the state and features of the reference's prefix; `led` are its embedding and the
+            state before. It is one more slot until it ends: one step serves both searches."""
+            state = beam.state
+            if led is not None:
+                embedding, state = torch.cat([embedding, led[0]], dim=1), join_slots(state, led[1])
+            advanced = model.advance(embedding, state, memory)
+            parts = (advanced.state, advanced.features)
+            (free_state, free), (led_state, led_features) = split_slots(parts, beam.slots)
+            config, operator = self.config.search, self.operator
+            step = soft_advance(model, free, free_state, beam, config, operator, temperature, required, watch)
+            if self.config.recompute:
+                # What is a part of a tensor keeps all of it.
+                led_state, led_features = map_tree(torch.clone, (led_state, led_features))
+            return step, led_state, led_features
+
         beam = first_beam(model, memory, batch.source.shape[0])
         for position in range(loss.steps):
-            # The reference's prefix is one more slot until it ends: one step serves both searches.
-            led = position < longest
-            embedding, state = beam.embedding, beam.state
-            if led:
-                embedding = torch.cat([embedding, gold_embeddings[position]], dim=1)
-                state = join_slots(state, gold_state)
-            advanced = model.advance(embedding, state, memory)
-            free_state, gold_state = split_slots(advanced.state, beam.slots)
-            if led:
-                gold_features.append(advanced.features[:, beam.slots :])
-            step = soft_advance(
-                model,
-                advanced.features[:, : beam.slots],
-                free_state,
-                beam,
-                self.config.search,
-                self.operator,
-                temperature,
-                loss.required(position),
-                watch,
-            )
+            led = (gold_embeddings[position], gold_state) if position < longest else None
+            inputs = beam.embedding, beam, led, loss.required(position)
+            step, gold_state, features = recomputed(take, *inputs) if self.config.recompute else take(*inputs)
+            if led is not None:
+                gold_features.append(features)
             loss.observe(position, step)
             beam = cut_off(step.after, position, self.config.search.rollout)
             rows = loss.restarts(position)

@@ -53,7 +53,8 @@ class TokenLoss(SoftLoss):
 
     def observe(self, position: int, step: SoftStep) -> None:
         gold = self.batch.target[:, position]
-        logits = step.logits.gather(2, gold.view(-1, 1, 1).expand(-1, step.logits.shape[1], 1)).squeeze(2)
+        # By indices: gather would keep all logits for the backward pass.
+        logits = step.logits[torch.arange(len(gold), device=gold.device), :, gold]
         mixture = step.before.scores.log_softmax(dim=1) + (logits - step.normaliser)
         inside = self.batch.target_lengths > position
         self.parts.append(-mixture.logsumexp(dim=1) * inside)

@@ -1,10 +1,10 @@
 """What the benchmarks share: machine, versions and command, which each prints first, and peak memory."""
 
-import resource
 import sys
-from contextlib import suppress
-from pathlib import Path
 
+import torch
+
+from nmt.headroom import peak_memory, reset_peak
 from nmt.manifest import describe_software
 
 
@@ -24,18 +24,9 @@ def describe() -> str:
 
 def reset_peak_resident() -> float:
     """Forgets the peak so far and returns the resident memory of this process, in bytes."""
-    # ru_maxrss would hold the parent's peak; the kernel's own mark can be reset. Where it cannot, what stays below
-    # the peak so far goes unseen.
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return peak_resident()
+    return reset_peak(torch.device("cpu"))
 
 
 def peak_resident() -> float:
     """Peak resident memory of this process since its mark was reset, in bytes."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024.0 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    except (OSError, StopIteration):
-        # Bytes on macOS, the one other system with torch and this module.
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return peak_memory(torch.device("cpu"))

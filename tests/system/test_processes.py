@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nmt.config_file import read_config
 from nmt.journal import read_journal
 from nmt.manifest import read_manifest
 from nmt.objectives import CrossEntropy
@@ -258,6 +259,28 @@ def test_one_process_saves_on_sigterm_too(small_corpus, tmp_path):
     whole = make_config(tmp_path / "whole", small_corpus, {**options, "trainer.max_steps": whole_steps})
     train_quietly(whole)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("least", [150, 0])
+def test_batches_fit_into_the_process_with_the_least_memory(small_corpus, tmp_path, monkeypatch, least):
+    """The second process has less than the first, or too little for anything."""
+    original = CrossEntropy.__call__
+
+    def call(self, model, batch, update):
+        if batch.source.numel() > {"0": 300, "1": least}[os.environ["RANK"]]:
+            raise torch.OutOfMemoryError
+        return original(self, model, batch, update)
+
+    monkeypatch.setattr(CrossEntropy, "__call__", call)
+    config = make_config(tmp_path / "run", small_corpus, {"data.batch_tokens": 0, "trainer.devices": 1})
+    if not least:
+        told = run_processes(2, config, tmp_path / "words", codes=[2, 2])
+        assert told.splitlines()[-1].startswith("nmt: memory is full: batches of ") and "Traceback" not in told
+        return
+    told = run_processes(2, config, tmp_path / "words")
+    assert "data.batch_tokens is 128: " in told and "256 takes" in told
+    assert read_config(tmp_path / "run" / "config.yaml").data.batch_tokens == 128
+    assert read_manifest(tmp_path / "run" / "manifest.json")["config"]["data"]["batch_tokens"] == 128
 
 
 def test_mistakes_are_told_once(small_corpus, tmp_path):

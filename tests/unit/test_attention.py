@@ -54,3 +54,12 @@ def test_half_precision_is_near():
         found.float().sum().backward()
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.03)
     assert layer.key.weight.grad.dtype == torch.float32
+
+
+def test_no_term_of_a_pair_is_kept_for_the_backward_pass():
+    layer = AdditiveAttention(16, 24, 20)
+    query, values = torch.randn(2, 3, 16, requires_grad=True), torch.randn(2, 7, 24, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
+        layer(query, layer.keys(values), values, torch.ones(2, 7, dtype=torch.bool))
+    assert kept and max(kept) < 2 * 3 * 7 * 20

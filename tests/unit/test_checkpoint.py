@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 import zipfile
@@ -62,10 +63,11 @@ def test_round_trip(tiny_checkpoint, tmp_path, joint, config):
 
 
 def rewrite(source, target, **changes):
-    """The same tensors under a changed header."""
+    """The same tensors under a changed header, without a checksum, as earlier versions wrote them."""
     with open(source, "rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(json.loads(stream.read(size))["__metadata__"]["nmt"])
+    del header["checksum"]
     save_file(load_file(source), target, metadata={"nmt": json.dumps({**header, **changes})})
 
 
@@ -81,6 +83,51 @@ def test_a_truncated_model_is_refused(saved, kept):
     saved.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
     with pytest.raises(UserError, match=r"is damaged or not a model file .*; copy it again"):
         load_checkpoint(saved)
+
+
+def test_a_changed_bit_is_told(saved):
+    """Wherever it is: amid weights, vocabulary or header; a model that loads all the same is the same model."""
+    content, before = saved.read_bytes(), load_checkpoint(saved)
+    start = 8 + int.from_bytes(content[:8], "little")
+    chance = random.Random(1)
+    told = 0
+    for number in range(300):
+        place = chance.randrange(start) if number % 2 else chance.randrange(start, len(content))
+        changed = bytearray(content)
+        changed[place] ^= 1 << chance.randrange(8)
+        saved.write_bytes(changed)
+        try:
+            after = load_checkpoint(saved)
+        except UserError as error:
+            assert "\n" not in str(error)
+            # A bit of the length or of a name can make it look like another thing.
+            told += place >= start and "is damaged or not a model file (its checksum is wrong" in str(error)
+            continue
+        assert place < start
+        weights, loaded = before.model.state_dict(), after.model.state_dict()
+        assert all(torch.equal(weights[name], loaded[name]) for name in weights)
+        assert after.model.config == before.model.config and after.info == before.info
+        assert after.target_vocabulary.checksum() == before.target_vocabulary.checksum()
+    assert told == 150
+
+
+def test_a_model_without_a_checksum_loads(saved, tmp_path):
+    """One of an earlier version, or whose checksum is of a kind that is not known here."""
+    rewrite(saved, tmp_path / "old.safetensors")
+    rewrite(saved, tmp_path / "new.safetensors", checksum="sha3:00")
+    rewrite(saved, tmp_path / "wrong.safetensors", checksum="crc32:00000000")
+    for name in ("old", "new"):
+        load_checkpoint(tmp_path / f"{name}.safetensors")
+    with pytest.raises(UserError, match="its checksum is wrong: something in it has changed since it was written"):
+        load_checkpoint(tmp_path / "wrong.safetensors")
+
+
+def test_info_of_any_kind_has_a_checksum(tiny_checkpoint, tmp_path):
+    checkpoint = tiny_checkpoint()
+    checkpoint.info |= {"é": [1.5, None, float("inf")], "steps": {2: "b", 10: "a"}}
+    checkpoint.model.bfloat16()
+    save_checkpoint(tmp_path / NAME, checkpoint)
+    assert load_checkpoint(tmp_path).info["steps"] == {"2": "b", "10": "a"}
 
 
 def test_foreign_files_are_refused(saved, tmp_path):

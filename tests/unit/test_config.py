@@ -25,7 +25,7 @@ from nmt.vocabulary import VocabularyConfig
 nan = math.nan
 IMPOSSIBLE = {
     ("", TrainConfig): {"seed": [-1, 2**63], "objective": ["ce"], "run": [""]},
-    ("data", DataConfig): {"batch_tokens": [0], "max_length": [0], "dev_lines": [-1], "max_unknown": [-0.1, 2, nan]},
+    ("data", DataConfig): {"batch_tokens": [-1], "max_length": [0], "dev_lines": [-1], "max_unknown": [-0.1, 2, nan]},
     ("data.vocabulary", VocabularyConfig): {
         "size": [0, 7],
         "kind": ["word"],
@@ -179,7 +179,7 @@ def test_impossible_values_are_refused_by_name(section, kind, name, value):
 
 def test_every_key_was_thought_of():
     """A new key with limits belongs into the table above."""
-    free = {"joint", "byte_fallback", "locked", "seed", "refill", "layer_normalization"}
+    free = {"joint", "byte_fallback", "locked", "seed", "refill", "layer_normalization", "recompute"}
     for (section, kind), fields in IMPOSSIBLE.items():
         for field in dataclasses.fields(kind):
             nested = dataclasses.is_dataclass(field.default_factory)

@@ -333,6 +333,40 @@ def test_the_gradient_of_a_learned_temperature(tiny_model, loss):
     assert slope.item() == pytest.approx((above - below) / 2e-6, rel=1e-5) and abs(slope.item()) > 1e-4
 
 
+@pytest.mark.parametrize("options", [{}, {"values": "hard", "damping": 0.1, "clip": 0.01}, {"rollout": 2}])
+@pytest.mark.parametrize("loss", ["token", "gold_in_beam", "expected_bleu"])
+def test_steps_that_are_made_again_have_the_same_gradients(tiny_model, loss, options):
+    """Bit for bit, dropout and restarts included, while little is kept."""
+    model = tiny_model(vocabulary=60, hidden=16, dropout=0.3, decoder_layers=2).train()
+    batch = random_batch(6, 60, 9, seed=3)
+    if loss == "gold_in_beam":
+        options = {**options, "values": "soft"}
+    search = SoftSearchConfig(**{"beam_size": 3, "candidates": 8, **options})
+    found, kept = [], []
+    for recompute in (False, True):
+        sizes = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        objective = SoftBeam(
+            SoftBeamConfig(loss, search, recompute=recompute, temperature=TemperatureConfig("learned"))
+        )
+        torch.manual_seed(5)
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            result = objective(model, batch)
+        after = torch.rand(3)
+        result.value.backward()
+        gradients = [p.grad for p in [*model.parameters(), *objective.parameters()]]
+        found.append((result.value.detach(), result.figures, result.after_backward, gradients, after))
+        kept.append(sum(sizes.values()))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert any(gradient.abs().sum() > 0 for gradient in found[1][3])
+    assert kept[1] < kept[0] / 3
+
+
 def test_shifted_begins_with_bos(tiny_model):
     model = tiny_model()
     assert shifted(model, torch.tensor([[7, 8, 3], [9, 3, 0]])).tolist() == [[2, 7, 8], [2, 9, 3]]

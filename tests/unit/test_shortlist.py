@@ -134,6 +134,11 @@ def test_what_is_no_shortlist_is_refused(tiny_checkpoint, tmp_path):
     Shortlist.learn([("a", "a")], joint.source_vocabulary, joint.target_vocabulary).save(path)
     with pytest.raises(UserError, match="other vocabularies"):
         Shortlist.load(path, separate.source_vocabulary, separate.target_vocabulary)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged or no shortlist .its checksum is wrong"):
+        Shortlist.load(path, joint.source_vocabulary, joint.target_vocabulary)
     for options, words in (({"best": 0}, "best is 0"), ({"frequent": 0}, "frequent is 0")):
         with pytest.raises(UserError, match=words):
             Shortlist.learn([("a", "a")], joint.source_vocabulary, joint.target_vocabulary, **options)

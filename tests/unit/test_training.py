@@ -13,12 +13,12 @@ import torch
 
 from nmt.checkpoint import load_checkpoint
 from nmt.config import OptimizerConfig, TrainConfig
-from nmt.config_file import check_resumable, write_config
+from nmt.config_file import check_resumable, read_config, write_config
 from nmt.errors import UserError
 from nmt.journal import drop_after, read_journal
 from nmt.manifest import read_manifest
 from nmt.module import TranslationModule, learning_rate_factor
-from nmt.objectives import CrossEntropy
+from nmt.objectives import CrossEntropy, SoftBeam
 from nmt.run import RunFolder
 from nmt.search import beam_search
 from nmt.state import read_state
@@ -173,6 +173,17 @@ def test_the_limits_of_a_resumed_run_are_kept(half):
     assert "max_steps: 8" in RunFolder(half.run).config.read_text()
     manifest = read_manifest(RunFolder(half.run).manifest)
     assert manifest["config"]["trainer"]["max_steps"] == 8 and len(manifest["resumed"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "told"), [("linear", 6, True), ("linear", 4, False), ("plateau", 6, False)]
+)
+def test_another_end_of_a_linear_schedule_is_told(small_corpus, tmp_path, caplog, schedule, steps, told):
+    config = make_config(tmp_path, small_corpus, {"optimizer.schedule": schedule})
+    train_quietly(config)
+    config.trainer.max_steps = steps
+    train_quietly(config, resume=True)
+    assert ("max_steps is now 6 instead of 4, where optimizer.schedule linear ends" in caplog.text) == told
 
 
 def test_changed_settings_are_refused(half):
@@ -501,6 +512,29 @@ def test_lack_of_memory_names_the_batch(small_corpus, tmp_path, monkeypatch, all
     assert f"the longest in lines {row + 1}, " in told
     assert "lower data.batch_tokens (400; with trainer.accumulate 2, 200" in told
     assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_a_soft_beam_that_lacks_memory_goes_on_with_recomputing(small_corpus, tmp_path, monkeypatch):
+    """To the same bytes, as if it had had it from the start."""
+    options = {"objective": "soft_beam", "soft_beam.loss": "token", "model.dropout": 0.3, "trainer.max_steps": 6}
+    whole = make_config(tmp_path / "whole", small_corpus, options)
+    train_quietly(whole)
+    original = SoftBeam.forward
+
+    def forward(self, model, batch, update=0):
+        if update == 5 and not self.config.recompute:
+            raise torch.OutOfMemoryError
+        return original(self, model, batch, update)
+
+    monkeypatch.setattr(SoftBeam, "forward", forward)
+    config = make_config(tmp_path / "run", small_corpus, options)
+    with pytest.raises(UserError, match=r"; go on by --resume with --soft_beam.recompute true, or lower data.batch"):
+        train_quietly(config)
+    saved, asked = (read_config(tmp_path / "run" / "config.yaml", c) for c in ({}, {"soft_beam.recompute": "true"}))
+    check_resumable(saved, asked)
+    train_quietly(asked, resume=True)
+    one, two = (read_state(tmp_path / name / "last.ckpt")["state_dict"] for name in ("whole", "run"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_lack_of_memory_in_a_validation_and_for_the_model(small_corpus, tmp_path, monkeypatch):
