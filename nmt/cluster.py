@@ -120,7 +120,7 @@ class Cluster:
         import ray
 
         held = [ray.put(part) for part in parts]
-        return self.map_source(function, _Held(held))
+        return self.map_source(function, _Held(held)) if held else iter(())
 
     def map_source(
         self, function: Callable[[_Part], _Result], source: Callable[[], Iterable[_Part]]
