@@ -20,7 +20,7 @@ from tests.unit.runs import make_config
 # Before it is imported; what it would print is not to be told apart from what nmt prints.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
