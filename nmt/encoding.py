@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nmt.errors import UserError
 from nmt.lines import atomic_path
-from nmt.pool import map_in_order
+from nmt.pool import Spread, map_in_order
 from nmt.vocabulary import UNK, Vocabulary
 
 if TYPE_CHECKING:
@@ -152,6 +152,7 @@ def encode_pairs(
     cache_dir: str | Path,
     max_unknown: float = 0.01,
     processes: int = 1,
+    spread: Spread | None = None,
 ) -> EncodedCorpus:
     """Encodes pairs of lines, or opens what an earlier call with equal lines and vocabularies has left.
 
@@ -163,6 +164,7 @@ def encode_pairs(
             interruption has left (`.part`) is gone on with.
         max_unknown: largest share of unknown pieces on either side; 1 accepts everything.
         processes: how many share the work; the file has the same bytes with any number.
+        spread: computes a function over parts, in order, instead of them: on a cluster, say.
 
     Raises:
         UserError: no pairs, too many unknown pieces, or the folder cannot be written.
@@ -181,7 +183,7 @@ def encode_pairs(
     corpus = _cached(path, checksum, vocabularies)
     if corpus is None:
         with _place(path) as (place, old):
-            _write(place, pairs, vocabularies, checksum, processes, old)
+            _write(place, pairs, vocabularies, checksum, spread or partial(map_in_order, processes=processes), old)
         corpus = EncodedCorpus(path)
     _check_unknown(corpus, pairs, vocabularies, max_unknown)
     return corpus
@@ -232,7 +234,7 @@ def _write(
     pairs: "Pairs",
     vocabularies: tuple[Vocabulary, Vocabulary],
     checksum: str,
-    processes: int,
+    spread: Spread,
     old: Path | None = None,
 ) -> None:
     import pyarrow as pa
@@ -252,7 +254,7 @@ def _write(
             writer.write_batch(batch)
         if done:
             os.replace(growing, path)
-        encoded = map_in_order(partial(_encode, vocabularies), _chunks(pairs, len(done)), processes)
+        encoded = spread(partial(_encode, vocabularies), _chunks(pairs, len(done)))
         for both, lines in zip(encoded, _chunks(pairs, len(done)), strict=True):
             columns = [
                 *(pa.ListArray.from_arrays(pa.array(side.offsets), pa.array(side.values)) for side in both),

@@ -18,6 +18,9 @@ from nmt.errors import UserError
 _Part = TypeVar("_Part")
 _Result = TypeVar("_Result")
 
+Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+"""What computes a function over parts somewhere and gives the results in the order of the parts."""
+
 
 def map_in_order(function: Callable[[_Part], _Result], parts: Iterable[_Part], processes: int = 1) -> Iterator[_Result]:
     """What the parts become, in order.

@@ -8,6 +8,7 @@ from pathlib import Path
 from nmt.config import DataConfig
 from nmt.data_module import choose_vocabularies, default_cache, read_pairs
 from nmt.encoding import EncodedCorpus, encode_pairs
+from nmt.pool import Spread
 from nmt.vocabulary import Vocabulary
 
 
@@ -64,7 +65,11 @@ class Preparation:
 
 
 def prepare(
-    config: DataConfig, seed: int, vocabularies: tuple[Vocabulary, Vocabulary] | None = None, processes: int = 1
+    config: DataConfig,
+    seed: int,
+    vocabularies: tuple[Vocabulary, Vocabulary] | None = None,
+    processes: int = 1,
+    spread: Spread | None = None,
 ) -> Preparation:
     """Trains the vocabularies and encodes train and dev into the cache, as training with this section would.
 
@@ -76,6 +81,7 @@ def prepare(
         vocabularies: of the model that training begins with (--from), source and target, those excepted that
             config.vocabulary.renew names; None: trained on the text.
         processes: how many encode; the files have the same bytes with any number.
+        spread: computes instead of them, see `encode_pairs`.
 
     Raises:
         UserError: as in training: the text cannot be read, or not be encoded.
@@ -86,7 +92,7 @@ def prepare(
     splits = []
     for part in pairs:
         before = _modified(cache)
-        corpus = encode_pairs(part, *both, cache, max_unknown=config.max_unknown, processes=processes)
+        corpus = encode_pairs(part, *both, cache, max_unknown=config.max_unknown, processes=processes, spread=spread)
         made = before.get(corpus.path) != corpus.path.stat().st_mtime_ns
         splits.append(_split(part.name, corpus, both, config.max_length, made))
     return Preparation(

@@ -53,8 +53,8 @@ def main(words: list[str]) -> None:
     _check_lengths(chosen)
     import torch
 
-    from nmt.commands.translate import keep_few_kernels
     from nmt.loading import load
+    from nmt.models.int8 import keep_few_kernels
     from nmt.scoring import Perplexity
 
     if chosen.int8:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+from nmt.commands.engine import add_engine_flags, check_engine, open_cluster
 from nmt.errors import UserError
 from nmt.flags import make_parser, parse, take
+from nmt.lines import name_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ def main(words: list[str]) -> None:
     options = {**search_options(chosen), "replace_unknown": chosen.replace_unknown}
     form = _format(chosen)
     text = SourceText(chosen.input, chosen.prefix, chosen.include, chosen.exclude)
+    check_engine(chosen)
     _check_words(chosen, text.paths.values())
     job = Job(
         chosen.model,
@@ -36,18 +39,27 @@ def main(words: list[str]) -> None:
     )
     _find_models(job)
     if chosen.int8:
+        from nmt.models.int8 import keep_few_kernels
+
         keep_few_kernels()
     text.check()
     part = make_part(chosen.output, lambda: job.settings(text, chosen.buffer), chosen.resume)
     done = 0 if part is None else part.done.lines
-    blocks = text.blocks(chosen.buffer, skip=done, digest=part.done.digest if part is not None and done else None)
+    digest = part.done.digest if part is not None and done else None
+    blocks = text.blocks(chosen.buffer, skip=done, digest=digest)
     if done:
         logger.info("%s lines are done; going on with line %s", f"{done:,}", f"{done + 1:,}")
     elif chosen.resume:
         logger.info("there is nothing to resume; beginning with line 1")
     with ExitStack() as stack:
         results: Iterator[Any]
-        if chosen.processes > 1:
+        if chosen.engine == "ray":
+            from nmt.files import actors
+
+            logger.info("%s", _summary(chosen))
+            cluster = stack.enter_context(open_cluster(chosen))
+            results = actors.results(cluster, job, chosen.threads or 1, text, chosen.buffer, done, digest)
+        elif chosen.processes > 1:
             from nmt.files.workers import Workers
 
             logger.info("%s, %d processes", _summary(chosen), chosen.processes)
@@ -90,8 +102,8 @@ def _parser() -> Any:
         "of all models' probabilities counts")  # fmt: skip
     add("--resume", action="store_true", help="go on with OUTPUT.part, with the same settings; from the beginning "
         "where there is none. The result is that of one run")  # fmt: skip
-    add("--processes", type=int, default=1, help="processes that share the work, each with its own model and one "
-        "thread, on the CPU")  # fmt: skip
+    add_engine_flags(add, "processes that share the work, each with its own model and one thread, on the CPU; of "
+        "engine ray with --threads CPUs, or a GPU (--device cuda)")  # fmt: skip
     add("--buffer", type=int, default=2048, help="most lines that are sorted into batches, and written, together")
     add_search_flags(parser)
     return parser
@@ -107,14 +119,18 @@ def _format(chosen: Any) -> Any:
 
 def _check_words(chosen: Any, sources: Any) -> None:
     """Refuses what does not go together."""
-    for name in ("buffer", "processes"):
-        if getattr(chosen, name) < 1:
-            raise UserError(f"{name} is {getattr(chosen, name)}; give at least 1")
+    if chosen.buffer < 1:
+        raise UserError(f"buffer is {chosen.buffer}; give at least 1")
     for path in sources:
+        if chosen.engine == "ray" and not os.path.isfile(path):
+            raise UserError(f"engine ray reads files, and {name_of(path)} is none; give a file, or --engine local")
         if "-" not in (path, chosen.output) and os.path.realpath(path) == os.path.realpath(chosen.output):
             what = "input and output are both" if path == chosen.input else "the output is also read:"
             raise UserError(f"{what} {path}; give another output")
-    if chosen.processes > 1:
+    if chosen.engine == "ray":
+        if chosen.device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"device is {chosen.device} and Ray gives each actor its GPU; give --device cuda")
+    elif chosen.processes > 1:
         import torch
 
         if chosen.threads > 1:
@@ -133,12 +149,6 @@ def _find_models(job: Any) -> None:
         find_model(path)
     if job.shortlist is not None and not os.path.isfile(job.shortlist):
         raise UserError(f"{job.shortlist} does not exist; make a shortlist with nmt shortlist")
-
-
-def keep_few_kernels() -> None:
-    """Bounds what oneDNN keeps of int8 kernels, in this process and those that it starts: by default 1,024, one for
-    each number of rows, though few of these come again soon."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
 def add_search_flags(parser: Any) -> None:

@@ -49,6 +49,15 @@ class Job:
             shortlist=self.shortlist,
         )
 
+    def checksums(self) -> dict[str, str]:
+        """The sha256 of each model file and of the shortlist, by the paths given.
+
+        Raises:
+            UserError: there is none.
+        """
+        found = {path: checksum(path) for path in (self.model, *self.ensemble)}
+        return found if self.shortlist is None else {**found, self.shortlist: _sha256(self.shortlist)}
+
     def render(self, translator: Translator, block: Block) -> bytes:
         """A block translated and written out.
 

@@ -7,6 +7,7 @@ taken from the whole batch, as torch's dynamic quantisation has it, would make a
 """
 
 import functools
+import os
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,12 @@ from nmt.models.frozen import frozen
 from nmt.models.recurrence import run_steps
 
 _Module = TypeVar("_Module", bound=nn.Module)
+
+
+def keep_few_kernels() -> None:
+    """Bounds what oneDNN keeps of int8 kernels, in this process and those that it starts: by default 1,024, one for
+    each number of rows, though few of these come again soon."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
 def quantize(model: _Module) -> _Module:
