@@ -138,11 +138,11 @@ class TranslationData(pl.LightningDataModule):
         return min(settings.max_steps, max(1, batches // an_update))
 
     def val_dataloader(self) -> DataLoader:
-        lengths = self.dev_corpus.source_lengths + 1
+        lengths = self.dev_corpus.source_lengths
         # Blank sources are not translated: their hypothesis is the empty line.
-        rows = [int(row) for row in lengths.argsort() if lengths[row] > 1]
+        rows = [int(row) for row in lengths.argsort() if lengths[row] > 0]
         tokens = min(self.config.batch_tokens, LARGEST_DECODED)
-        budget = max(tokens, int(lengths.max()), int(self.dev_corpus.target_lengths.max()) + 1)
+        budget = max(tokens, int(lengths.max()) + 1, int(self.dev_corpus.target_lengths.max()) + 1)
         planned = evaluation_batches([int(lengths[row]) for row in rows], budget)
         both = self.source_vocabulary, self.target_vocabulary
         batches = [

@@ -49,7 +49,7 @@ def search_ids(
     lengths = [len(source) + 1 for source in sources]
     results: list[list[Hypothesis]] = [[] for _ in sources]
     budget = batch_tokens * _SLOTS // max(config.slots, _SLOTS)
-    for rows in evaluation_batches(lengths, max(budget, max(lengths))):
+    for rows in evaluation_batches([len(source) for source in sources], budget):
         longest = max(lengths[row] for row in rows)
         block = torch.full((len(rows), longest), model.padding)
         for place, row in enumerate(rows):

@@ -54,8 +54,7 @@ def search_states(
     """The states of a search for the sources; see `learn_remainder`."""
     seen: list[States] = []
     device = next(model.parameters()).device
-    lengths = [len(source) + 1 for source in sources]
-    for rows in evaluation_batches(lengths, max(batch_tokens, max(lengths))):
+    for rows in evaluation_batches([len(source) for source in sources], batch_tokens):
         chosen = [sources[row] for row in rows]
         source, sizes = pad(chosen, model.padding, model.eos)
         candidates, allowed = shortlist.candidates(chosen)

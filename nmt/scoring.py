@@ -1,6 +1,5 @@
 """Translations that are there, scored by a model: lines in, scores out, and the perplexity of a corpus."""
 
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from nmt.translation import Translation
 
 if TYPE_CHECKING:
     from nmt.translator import LengthLimit, Translator
-
-logger = logging.getLogger(__name__)
 
 
 def score_ids(
@@ -83,17 +80,12 @@ def score_lines(
         raise UserError(f"{len(pieces):,} lists of pieces for {len(targets):,} targets; give one for each, or None.")
     read = translator.source_vocabulary.encode(sources)
     written = translator.target_vocabulary.encode(targets)
+    positions = translator.decoder.most_pieces
     kept = []
     for place, ids in enumerate(read):
-        if len(ids) > limit.max_pieces:
-            logger.warning(
-                "line %d has %d pieces, more than max_pieces %d: %s",
-                first_line + place,
-                len(ids),
-                limit.max_pieces,
-                "the source is read up to there" if limit.too_long == "truncate" else "not scored",
-            )
-            read[place] = ids[: limit.max_pieces] if limit.too_long == "truncate" else []
+        read[place] = limit.cut(
+            ids, positions, first_line + place, cut="the source is read up to there", emptied="not scored"
+        )
         if pieces is not None and (given := pieces[place]) is not None:
             written[place] = _ids(translator, given, first_line + place)
         elif not targets[place].strip():

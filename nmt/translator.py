@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LengthLimit:
-    """What happens to a source line of more pieces than the model can be asked for."""
+    """What happens to a source line of more pieces than the model can be asked for, or has positions for."""
 
     max_pieces: int = 256
     """The most SentencePiece pieces of a source line."""
@@ -36,6 +36,25 @@ class LengthLimit:
             raise UserError(f"max_pieces is {self.max_pieces}; give at least 1")
         if self.too_long not in ("truncate", "empty"):
             raise UserError(f"too_long is '{self.too_long}'; choose truncate or empty")
+
+    def cut(self, ids: list[int], positions: int | None, line: int, *, cut: str, emptied: str) -> list[int]:
+        """What is read of a source line; a longer one is told about.
+
+        Args:
+            ids: its pieces, without EOS.
+            positions: the most that the model has positions for, see `Seq2Seq.most_pieces`.
+            line: its number.
+            cut, emptied: what is told to become of it.
+        """
+        most, name = self.max_pieces, "max_pieces"
+        if positions is not None and positions < most:
+            most, name = positions, "the model has positions for,"
+        if len(ids) <= most:
+            return ids
+        truncate = self.too_long == "truncate"
+        told = cut if truncate else emptied
+        logger.warning("line %d has %d pieces, more than %s %d: %s", line, len(ids), name, most, told)
+        return ids[:most] if truncate else []
 
 
 class Translator:
@@ -104,18 +123,12 @@ class Translator:
         if isinstance(lines, str):
             raise UserError("translate takes a list of lines, not one string; give [line].")
         encoded = self.source_vocabulary.encode(lines)
+        positions = self.decoder.most_pieces
         kept: list[int] = []
         for place, ids in enumerate(encoded):
-            if len(ids) > limit.max_pieces:
-                what = "translated up to there" if limit.too_long == "truncate" else "left empty"
-                logger.warning(
-                    "line %d has %d pieces, more than max_pieces %d: %s",
-                    first_line + place,
-                    len(ids),
-                    limit.max_pieces,
-                    what,
-                )
-                encoded[place] = ids[: limit.max_pieces] if limit.too_long == "truncate" else []
+            encoded[place] = limit.cut(
+                ids, positions, first_line + place, cut="translated up to there", emptied="left empty"
+            )
             if encoded[place] and lines[place].strip():
                 kept.append(place)
         demands = None

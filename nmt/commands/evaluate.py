@@ -34,7 +34,7 @@ def main(words: list[str]) -> None:
     baselines = [read_lines(path) for path in chosen.baseline or []]
     for lines in baselines:
         check_lengths(lines, texts.references)
-    names = chosen.hypotheses if given else chosen.model
+    names = chosen.hypotheses or [" + ".join([model, *chosen.ensemble]) for model in chosen.model]
     systems = [read_lines(path) for path in names] if given else _translate(chosen, texts)
     tokenize = chosen.tokenize or _TOKENIZERS.get(texts.target_language if chosen.test_set else "", "13a")
     options = {"metrics": chosen.metrics, "lowercase": chosen.lowercase, "tokenize": tokenize}
@@ -95,6 +95,8 @@ def _parser(search: bool) -> Any:
         "words such as '--gpus 0' if you like")  # fmt: skip
     add("--comet_model", default=CometConfig.model, help="COMET's model: name or path")
     add("model", nargs="*", default=None, help="model files, or the folders of runs")
+    add("--ensemble", nargs="+", default=[], help="with one model: further ones of the same vocabularies, which make "
+        "one system with it, as for nmt translate")  # fmt: skip
     add("--source", default=None, help="text that the models translate; COMET reads it, too")
     add("--output", default=None, help="file for the model's translations; with several models a folder, where each "
         "has a file named after it")  # fmt: skip
@@ -117,8 +119,13 @@ def _check_words(chosen: Any, given: bool) -> None:
     if own and chosen.source is not None:
         raise UserError(f"--{named[0]} has its own source text; leave out --source")
     metrics = check_metrics(chosen.metrics)
-    if given and (chosen.model or chosen.output or (chosen.source and "comet" not in metrics)):
-        raise UserError("--hypotheses are scored as they are; leave out the model, --source and --output")
+    if given and (chosen.model or chosen.ensemble or chosen.output or (chosen.source and "comet" not in metrics)):
+        raise UserError("--hypotheses are scored as they are; leave out the model, --ensemble, --source and --output")
+    if chosen.ensemble and len(chosen.model) > 1:
+        raise UserError(
+            f"--ensemble makes one system of one model and others, and {len(chosen.model)} models are given; give the "
+            "first alone before the flags"
+        )
     if not given and (not chosen.model or (chosen.source is None and not own)):
         raise UserError("give --hypotheses, or a model and --source, the text to translate")
     if "comet" in metrics and not own and chosen.source is None:
@@ -161,7 +168,7 @@ def _translate(chosen: Any, texts: TestSet) -> list[list[str]]:
     from nmt.commands.translate import load_translator, search_options
 
     outputs = _outputs(chosen)
-    for path in chosen.model:
+    for path in (*chosen.model, *chosen.ensemble):
         if not Path(path).exists():
             raise UserError(f"{path} does not exist; give a model file, or the folder of a run")
     options = search_options(chosen)

@@ -5,12 +5,11 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from nmt.errors import UserError, did_you_mean
 from nmt.flags import make_parser, parse, take
-from nmt.lines import iterate_lines, write_lines
+from nmt.lines import iterate_lines
 
 if TYPE_CHECKING:
     from nmt.scoring import Perplexity
@@ -21,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("tsv", "jsonl", "text")
 _OF_SCORE = ("normalization", "alpha", "coverage")
-_BLOCK = 2048
 
 
 def main(words: list[str]) -> None:
@@ -42,6 +40,8 @@ def main(words: list[str]) -> None:
     add("--format", default="tsv", help="tsv: score, log-probability and number of tokens under a heading; jsonl: the "
         "same with pieces and their log-probabilities; text: the score alone")  # fmt: skip
     add("--ensemble", nargs="+", default=[], help="further models of the same vocabularies, as for nmt translate")
+    add("--buffer", type=int, default=2048, help="most lines that are sorted into batches, and written, together; a "
+        "pipe has the score of each line as soon as it can")  # fmt: skip
     add("--dtype", default="float32", help="of the weights: float32 or bfloat16; scores stay float32")
     add("--int8", action="store_true", help="on the CPU: multiply in 8 bits")
     add_score_flags(parser)
@@ -53,6 +53,7 @@ def main(words: list[str]) -> None:
     _check_lengths(chosen)
     import torch
 
+    from nmt.files.output import open_output
     from nmt.loading import load
     from nmt.models.int8 import keep_few_kernels
     from nmt.scoring import Perplexity
@@ -64,8 +65,12 @@ def main(words: list[str]) -> None:
     translator = load(chosen.model, chosen.device, ensemble=chosen.ensemble, **precision)
     logger.info("score %s", config.formula)
     perplexity = Perplexity()
-    pairs = _pairs(chosen)
-    write_lines(chosen.output, _scored(translator, pairs, chosen.format, options, perplexity))
+    blocks = _blocks(chosen)
+    with open_output(chosen.output, None) as output:
+        last = 0
+        for lines in _scored(translator, blocks, chosen.format, options, perplexity):
+            last += len(lines)
+            output.write("".join(f"{line}\n" for line in lines).encode("utf-8"), last, "")
     logger.info("%s", perplexity)
 
 
@@ -111,6 +116,8 @@ def _check_words(chosen: Any) -> None:
         raise UserError(
             f"format is '{chosen.format}'; choose {', '.join(FORMATS)}.{did_you_mean(chosen.format, FORMATS)}"
         )
+    if chosen.buffer < 1:
+        raise UserError(f"buffer is {chosen.buffer}; give at least 1")
     if chosen.source == chosen.target == "-":
         raise UserError("source and target cannot both be standard input (-); give at least one file")
     for name in (chosen.source, chosen.target):
@@ -119,8 +126,14 @@ def _check_words(chosen: Any) -> None:
 
 
 def _check_lengths(chosen: Any) -> None:
-    """Before the model is loaded; standard input can be read but once, so there it shows at the end."""
-    counts = [sum(1 for _ in iterate_lines(name)) for name in (chosen.source, chosen.target) if name != "-"]
+    """Before the model is loaded; a pipe can be read but once, so there it shows at the end."""
+    pair = (chosen.source, chosen.target)
+    files = [
+        name
+        for name in pair
+        if name != "-" and (os.path.isfile(name) or os.path.isdir(name) or not os.path.exists(name))
+    ]
+    counts = [sum(1 for _ in iterate_lines(name)) for name in files]
     if len(counts) == 2 and counts[0] != counts[1]:
         raise _uneven(chosen, *(f"{count:,}" for count in counts))
 
@@ -132,11 +145,18 @@ def _uneven(chosen: Any, source: str, target: str) -> UserError:
     )
 
 
-def _pairs(chosen: Any) -> Iterator[tuple[str, str, list[str] | None]]:
-    """Sources, targets, and the pieces of these where they are given."""
-    sources = iterate_lines(chosen.source)
-    lines = iterate_lines(chosen.target)
+def _blocks(chosen: Any) -> Iterator[list[tuple[str, str, list[str] | None]]]:
+    """Sources, targets, and the pieces of these where they are given: as many at a time as are there."""
+    from nmt.files.chunks import chunks, open_lines
+
+    (sources, source_ready), (lines, target_ready) = open_lines(chosen.source), open_lines(chosen.target)
     targets = _translations(lines, chosen.target) if chosen.jsonl else ((line, None) for line in lines)
+    return chunks(_pairs(chosen, sources, targets), chosen.buffer, lambda: source_ready() and target_ready())
+
+
+def _pairs(
+    chosen: Any, sources: Iterator[str], targets: Iterator[tuple[str, list[str] | None]]
+) -> Iterator[tuple[str, str, list[str] | None]]:
     count = 0
     for source in sources:
         target = next(targets, None)
@@ -166,21 +186,21 @@ def _translations(lines: Iterable[str], name: str) -> Iterator[tuple[str, list[s
 
 def _scored(
     translator: Any,
-    pairs: Iterable[tuple[str, str, list[str] | None]],
+    blocks: Iterable[list[tuple[str, str, list[str] | None]]],
     form: str,
     options: dict,
     perplexity: "Perplexity",
-) -> Iterator[str]:
+) -> Iterator[list[str]]:
+    """The heading of a table, and the lines of each block."""
     if form == "tsv":
-        yield "score\tlog_probability\ttokens"
-    iterator, first = iter(pairs), 1
-    while block := list(islice(iterator, _BLOCK)):
+        yield ["score\tlog_probability\ttokens"]
+    first = 1
+    for block in blocks:
         sources, targets, pieces = zip(*block, strict=True)
         found = translator.score(sources, targets, pieces=pieces, first_line=first, **options)
         perplexity.add(found)
         first += len(block)
-        for one in found:
-            yield _line(one, form)
+        yield [_line(one, form) for one in found]
 
 
 def _line(one: "Translation", form: str) -> str:

@@ -202,12 +202,10 @@ def load_translator(chosen: Any) -> Any:
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    # `nmt evaluate` has no flag for ensembles.
-    ensemble = getattr(chosen, "ensemble", ())
     translator = load(
         chosen.model,
         chosen.device,
-        ensemble=ensemble,
+        ensemble=chosen.ensemble,
         dtype=chosen.dtype,
         int8=chosen.int8,
         shortlist=chosen.shortlist,
@@ -220,7 +218,7 @@ def _summary(chosen: Any) -> str:
     """The search, the precision and the number of models in one line."""
     from nmt.search import SearchConfig
 
-    models = 1 + len(getattr(chosen, "ensemble", ()))
+    models = 1 + len(chosen.ensemble)
     together = f", {models} models" if models > 1 else ""
     short = ", shortlist" if chosen.shortlist is not None else ""
     return f"{take(chosen, SearchConfig).summary}, {'int8' if chosen.int8 else chosen.dtype}{short}{together}"

@@ -38,6 +38,11 @@ class Ensemble(Seq2Seq):
         """The models."""
         return list(self.models)  # type: ignore[arg-type]
 
+    @property
+    def most_pieces(self) -> int | None:
+        """What all models can read."""
+        return min((model.most_pieces for model in self.parts if model.most_pieces is not None), default=None)
+
     def encode(self, source: Tensor, lengths: Tensor) -> Any:
         return tuple(model.encode(source, lengths) for model in self.parts)
 

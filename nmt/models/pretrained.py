@@ -117,6 +117,11 @@ class Pretrained(Seq2Seq):
         return drawing or super().steps_draw
 
     @property
+    def most_pieces(self) -> int | None:
+        most = self._positions("encoder")
+        return None if most is None else most - len(self.config.source_prefix) - len(self.config.source_suffix)
+
+    @property
     def output_layer(self) -> nn.Linear | None:
         head, bias = self._head, self._output_bias
         if type(head) is not nn.Linear:
@@ -201,10 +206,14 @@ class Pretrained(Seq2Seq):
             **options,
         )
 
-    def _check_length(self, length: int, what: str) -> None:
-        settings = self._settings("encoder" if what == "source" else "decoder")
+    def _positions(self, side: str) -> int | None:
+        """How many tokens "encoder" or "decoder" has positions for."""
+        settings = self._settings(side)
         # T5's n_positions bounds nothing.
-        most = settings.get("max_position_embeddings", settings.get("n_positions") if self._of_two else None)
+        return settings.get("max_position_embeddings", settings.get("n_positions") if self._of_two else None)
+
+    def _check_length(self, length: int, what: str) -> None:
+        most = self._positions("encoder" if what == "source" else "decoder")
         if most is not None and length > most:
             raise UserError(
                 f"a {what} has {length} tokens and the model positions for {most} alone; give shorter lines, or lower "

@@ -51,6 +51,12 @@ class Seq2Seq(nn.Module):
         return any(part.p > 0 for part in self.modules() if isinstance(part, nn.Dropout))
 
     @property
+    def most_pieces(self) -> int | None:
+        """The most pieces of a source, EOS not counted, that the encoder has positions for; None where it needs none.
+        `encode` refuses more."""
+        return None
+
+    @property
     def output_layer(self) -> nn.Linear | None:
         """The layer that `project` applies to `output_inputs`, where it does no more than that; here none is known."""
         return None

@@ -1,18 +1,24 @@
-"""`python -m nmt.runner FOLDER [INPUT] [-o OUTPUT]`: N lines in, N lines out."""
+"""`python -m nmt.runner FOLDER [INPUT] [-o OUTPUT]`: N lines in, N lines out; an open pipe is answered line by line."""
 
 import argparse
 import dataclasses
+import errno
 import logging
 import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 from nmt.errors import UserError
-from nmt.lines import iterate_lines, write_lines
-from nmt.runner.runner import load
+from nmt.files.chunks import chunks, open_lines
+from nmt.files.output import open_output
+from nmt.runner.runner import Runner, load
 from nmt.runner.settings import Settings
+
+_BUFFER = 2048
+"""Most lines that are sorted into batches, and written, together."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,17 +37,39 @@ def main(words: Sequence[str] | None = None) -> int:
         if "-" not in (source, target) and os.path.realpath(source) == os.path.realpath(target):
             raise UserError(f"input and output are both {source}; give another output")
         chosen["n_best"] = 1
-        write_lines(target, load(folder, threads).stream(iterate_lines(source), **chosen))
+        _translate(load(folder, threads), source, target, chosen)
     except UserError as error:
         sys.stderr.write(f"nmt.runner: {' '.join(str(error).split())}\n")
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 1
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _silence()
+        sys.stderr.write(f"nmt.runner: {error.strerror}; make room or write elsewhere\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("nmt.runner: interrupted\n")
         return 130
     return 0
+
+
+def _translate(runner: Runner, source: str, target: str, settings: dict[str, Any]) -> None:
+    """As many lines at a time as are there; each block is written at once."""
+    lines, ready = open_lines(source)
+    last = 0
+    with open_output(target, None) as output:
+        for block in chunks(lines, _BUFFER, ready):
+            found = runner.translate(block, first_line=last + 1, **settings)
+            last += len(block)
+            output.write("".join(f"{line}\n" for line in found).encode("utf-8"), last, "")
+
+
+def _silence() -> None:
+    """Python must not try to write again at exit what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,11 +47,11 @@ def main() -> None:
                 peaks[budget] = torch.cuda.max_memory_allocated() / 2**20
             if round_:
                 seconds[budget].append((time.perf_counter() if on_gpu else time.process_time()) - began)
-    lengths = [len(ids) + 1 for ids in translator.source_vocabulary.encode(lines)]
+    lengths = [len(ids) for ids in translator.source_vocabulary.encode(lines)]
     print(f"\n| tokens a batch | sentences a batch | sentences a second |{' peak MiB |' if on_gpu else ''}")
     print(f"|---|---|---|{'---|' if on_gpu else ''}")
     for budget, times in seconds.items():
-        batches = len(evaluation_batches(lengths, max(budget, max(lengths))))
+        batches = len(evaluation_batches(lengths, budget))
         speed = len(lines) / statistics.median(times)
         memory = f" {peaks[budget]:.0f} |" if on_gpu else ""
         print(f"| {budget:,} | {len(lines) / batches:.1f} | {speed:.1f} |{memory}")

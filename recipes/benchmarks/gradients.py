@@ -38,7 +38,7 @@ from nmt.search import SearchConfig, beam_search
 
 def true_bleu(model: Seq2Seq, corpus: EncodedCorpus, rows: list[int], beam_size: int, device: str) -> Tensor:
     """(rows,): the sentence BLEU of some rows of a corpus; J is their mean."""
-    lengths = corpus.source_lengths + 1
+    lengths = corpus.source_lengths
     bleu = torch.zeros(len(rows), dtype=torch.float64)
     for planned in evaluation_batches([int(lengths[row]) for row in rows], 4096):
         batch = collate(corpus, [rows[place] for place in planned], 0).to(device)

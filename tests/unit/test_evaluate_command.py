@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+import nmt
 from nmt import cli
+from nmt.checkpoint import save_checkpoint
 from nmt.evaluation import evaluate
 from nmt.evaluation.report import mean_and_deviation
 from nmt.evaluation.significance import compare
@@ -236,6 +238,24 @@ def test_several_models(small_corpus, finished_run, tmp_path, run):
         assert code == 2 and message in err and err.count("\n") == 1, err
 
 
+def test_an_ensemble_is_one_system(tiny_checkpoint, tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    for name, options in {"a": {}, "b": {"seed": 1}}.items():
+        save_checkpoint(f"{name}.safetensors", tiny_checkpoint(**options))
+    lines = ["the cat", "", "my red two", "blue one a", "two two the", "red my"]
+    for name in ("src", "ref"):
+        (tmp_path / name).write_text("".join(line + "\n" for line in lines))
+    words = ["--source", "src", "--reference", "ref", "--max_ratio", "0", "--device", "cpu", "--output", "out"]
+    tested = ["--baseline", "ref", "--samples", "5", "--json"]
+    code, out, err = run("a.safetensors", *words, "--ensemble", "b.safetensors", *tested)
+    assert code == 0, err
+    one, both = (nmt.load("a.safetensors", "cpu", ensemble=others) for others in ([], ["b.safetensors"]))
+    assert read_lines("out") == both.translate(lines, max_ratio=0) != one.translate(lines, max_ratio=0)
+    assert [row["system"] for row in json.loads(out)["systems"]] == ["a.safetensors + b.safetensors"]
+    code, _, err = run("a.safetensors", *words, "--ensemble", "none")
+    assert code == 2 and err == "nmt: none does not exist; give a model file, or the folder of a run\n"
+
+
 def test_a_card_gives_source_and_reference(texts, run):
     (texts / "mine").mkdir()
     (texts / "mine/test.xx").write_text((texts / "src").read_text())
@@ -253,7 +273,9 @@ BAD = [
     (["x", "--source", "src", "--corpus", "reverse"], "--corpus has its own source text; leave out --source"),
     (["--hypotheses", "seed1", "seed1", "--reference", "ref"], "seed1 is given twice"),
     (["--hypotheses", "-", "--reference", "-"], "standard input (-) can be read once"),
-    (["--hypotheses", "seed1", "--source", "src", "--reference", "ref"], "leave out the model, --source and --output"),
+    (["--hypotheses", "seed1", "--source", "src", "--reference", "ref"], "leave out the model, --ensemble, --source"),
+    (["--hypotheses", "seed1", "--ensemble", "b", "--reference", "ref"], "leave out the model, --ensemble, --source"),
+    (["a", "b", "--ensemble", "c", "--source", "src", "--reference", "ref"], "and others, and 2 models are given"),
     (["--hypotheses", "seed1", "--reference", "ref", "--baseline", "base1", "base2"], "2 baselines for 1 systems"),
     (["--hypotheses", "seed1", "--reference", "ref", "--baseline", "none"], "none does not exist"),
     (["--hypotheses", "seed1", "--reference", "ref", "--baseline", "ref", "--test", "t"], "Unknown test 't'"),

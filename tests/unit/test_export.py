@@ -1,6 +1,7 @@
 """What `nmt export` writes translates as the model does, token for token, without torch."""
 
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -222,6 +223,39 @@ def test_the_runner_needs_neither_torch_nor_the_training_side(exported):
     code = f"{_BLOCK}from nmt.runner import load\nprint(load('model').translate(['the cat']), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=exported.folder.parent, capture_output=True, text=True)
     assert done.stdout == f"{exported.runner.translate(['the cat'])} False\n", done.stderr
+
+
+def start_runner(folder, **pipes):
+    command = [sys.executable, "-m", "nmt.runner", str(folder), "--threads", "1"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes}
+    return subprocess.Popen(command, **pipes)
+
+
+@pytest.mark.parametrize("exported", SHAPES[:1], indirect=True)
+def test_the_runner_answers_an_open_pipe_line_by_line(exported):
+    lines = ["the cat", "", "one my two", "the cat one two my red " * 50]
+    expected = exported.translator.translate(lines)
+    with start_runner(exported.folder) as process:
+        for line, wanted in zip(lines, expected, strict=True):
+            process.stdin.write(f"{line}\n".encode())
+            process.stdin.flush()
+            # Hangs (and runs into the timeout) where the answer waits for more input.
+            assert process.stdout.readline().decode() == f"{wanted}\n"
+        process.stdin.write(b"\xff\n")
+        process.stdin.close()
+        told = process.stderr.read().decode()
+        assert process.wait(timeout=60) == 2
+    # Numbers of lines go on from block to block.
+    assert told.startswith("line 4 has ") and "line 5" in told and told.count("\n") == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("exported", SHAPES[:1], indirect=True)
+def test_a_full_disk_is_told_in_one_line(exported):
+    with open("/dev/full", "wb") as full, start_runner(exported.folder, stdout=full) as process:
+        _, told = process.communicate(b"the cat\n", timeout=60)
+    assert process.returncode == 2
+    assert told == b"nmt.runner: No space left on device; make room or write elsewhere\n"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Encoder-decoders of transformers as our models: small seeded ones, beside what transformers makes of them."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ pytest.importorskip("transformers")
 
 from nmt.batching import Batch
 from nmt.errors import UserError
-from nmt.models import RNNsearchConfig
+from nmt.models import Ensemble, RNNsearchConfig
 from nmt.objectives import CrossEntropy, CrossEntropyConfig, SoftBeam, SoftBeamConfig
 from nmt.search import SearchConfig, forced_search
 from nmt.search.soft import SoftSearchConfig, soft_beam_search
-from nmt.translator import Translator
+from nmt.translator import LengthLimit, Translator
 from nmt.tree import leaves
 from nmt.vocabulary import VocabularyConfig
 from tests.unit.pretrained import INPUTS, KINDS, OTHERS, SIZE, Case, framed, make_case, model_of, sources, targets
@@ -61,6 +62,34 @@ def test_greedy_search_finds_what_generate_finds(case: Case) -> None:
         assert mine[0].text == case.tokenizer.decode(kept, skip_special_tokens=True)
         found.add(mine[0].text)
     assert len(found) > INPUTS // 4
+
+
+def test_a_source_beyond_the_positions_is_cut_there(case: Case, caplog: Any) -> None:
+    """Those that are as long as the model can read are not; an ensemble reads what all of its models can."""
+    most = model_of(case).most_pieces
+    words = case.lines[0].split()[:1] * 200
+    if most is None:
+        assert case.kind == "t5"
+        return
+    with pytest.raises(UserError, match="positions for"):
+        model_of(case).encode(torch.full((1, most + 2), 7), torch.tensor([most + 2]))
+    lines = [case.lines[0], " ".join(words), "", " ".join(words[:most]), " ".join(words[: most + 1])]
+    both = dataclasses.replace(case.checkpoint, model=Ensemble([case.checkpoint.model] * 2))
+    for translator in (Translator(case.checkpoint), Translator(both)):
+        caplog.clear()
+        found = translator.search(lines, max_ratio=0, max_extra=LIMIT, first_line=7)
+        told = [f"line {n} has {size} pieces, more than the model has positions for, {most}: " for n, size in
+                ((8, 200), (11, most + 1))]  # fmt: skip
+        assert caplog.messages == [f"{one}translated up to there" for one in told]
+        assert len(found) == len(lines) and found[2][0].text == ""
+        assert found[1][0].source_pieces == found[3][0].source_pieces == found[4][0].source_pieces
+        assert [one[0].score for one in found[3:]] == pytest.approx([found[1][0].score] * 2, abs=1e-4)
+        assert len(found[3][0].source_pieces) == most + 1
+        caplog.clear()
+        scored = translator.score(lines, [case.lines[1]] * 5, first_line=7)
+        assert caplog.messages == [f"{one}the source is read up to there" for one in told]
+        assert [one.score for one in scored[3:]] == pytest.approx([scored[1].score] * 2, abs=1e-4)
+        assert translator.translate(lines, max_ratio=0, max_extra=LIMIT, limit=LengthLimit(too_long="empty"))[1] == ""
 
 
 def test_the_soft_search_becomes_the_hard_one(case: Case) -> None:

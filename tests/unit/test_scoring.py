@@ -5,6 +5,8 @@ import itertools
 import json
 import logging
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import nmt
 from nmt.checkpoint import NAME, save_checkpoint
 from nmt.commands.score import _scored
 from nmt.errors import UserError
+from nmt.files.chunks import chunks
 from nmt.lines import read_lines
 from nmt.models import Ensemble, decoding_form
 from nmt.scoring import Perplexity, score_ids
@@ -229,11 +232,23 @@ def folder(translator, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_verb_writes_what_the_library_finds(folder, translator, caplog, monkeypatch):
+def test_the_verb_writes_what_the_library_finds(folder, translator, caplog):
     caplog.set_level(logging.INFO)
     # Blocks are no different from the whole.
-    monkeypatch.setattr("nmt.commands.score._BLOCK", 3)
-    words = ["score", NAME, "--source", "source", "--target", "target", "--device", "cpu", "--alpha", "0.5"]
+    words = [
+        "score",
+        NAME,
+        "--source",
+        "source",
+        "--target",
+        "target",
+        "--device",
+        "cpu",
+        "--alpha",
+        "0.5",
+        "--buffer",
+        "3",
+    ]
     for form in ("tsv", "jsonl", "text"):
         assert run(*words, "--format", form, "-o", form) == 0
     expected = translator.score(LINES, read_lines("target"), alpha=0.5)
@@ -285,10 +300,23 @@ def test_the_verb_scores_the_pieces_of_a_search(folder):
     assert cut != pytest.approx(scores, abs=2e-4, nan_ok=True), "the test would not see it"
 
 
-def test_files_without_end_are_scored_in_blocks(translator, monkeypatch):
-    monkeypatch.setattr("nmt.commands.score._BLOCK", 4)
+def test_an_open_pipe_is_scored_line_by_line(folder):
+    words = ["--source", "-", "--target", "target", "--format", "text", "--device", "cpu"]
+    command = [sys.executable, "-m", "nmt", "score", NAME, *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for line in LINES[:2]:
+            process.stdin.write(f"{line}\n".encode())
+            process.stdin.flush()
+            # Hangs (and runs into the timeout) where the answer waits for more input.
+            assert process.stdout.readline()
+        process.stdin.close()
+        assert process.wait(timeout=60) == 2  # the target has more lines
+
+
+def test_files_without_end_are_scored_in_blocks(translator):
     pairs = ((line, "red", None) for line in itertools.cycle(LINES))
-    found = list(itertools.islice(_scored(translator, pairs, "text", {}, Perplexity()), 9))
+    blocks = _scored(translator, chunks(pairs, 4), "text", {}, Perplexity())
+    found = list(itertools.islice(itertools.chain.from_iterable(blocks), 9))
     expected = translator.score((LINES * 2)[:9], ["red"] * 9)
     assert list(map(float, found)) == pytest.approx([one.score for one in expected], abs=1e-5, nan_ok=True)
 

@@ -166,5 +166,5 @@ def test_wider_beams_have_smaller_batches(translator, monkeypatch):
     for beam_size in (5, 16, 32, 160):
         found = search_ids(translator.model, [[4, 5, 6]] * 40, SearchConfig(beam_size, max_extra=1), batch_tokens=80)
         assert len(found) == 40
-        assert max(sizes) == {5: 16, 16: 16, 32: 8, 160: 1}[beam_size], "4 tokens each, in eights"
+        assert max(sizes) == {5: 20, 16: 20, 32: 10, 160: 2}[beam_size], "4 tokens each, EOS counted once"
         sizes.clear()
