@@ -67,7 +67,8 @@ def start(*words, **options):
 
 
 def parts(folder):
-    return sorted(path.name for path in folder.glob("*.part*"))
+    # A kill amid the write of a file leaves a hidden one, under no name of its own.
+    return sorted(path.name for path in folder.glob("*.part*") if not path.name.startswith("."))
 
 
 def files(folder):
