@@ -135,6 +135,11 @@ class SoftBeamConfig:
                 "share of mixed states; use soft, or another loss"
             )
         check_share("soft_beam", self.word_share)
+        if self.word_share and self.loss != "reachable_bleu":
+            raise UserError(
+                f"soft_beam.word_share is {self.word_share}, but soft_beam.loss '{self.loss}' knows none; leave it 0, "
+                "or use reachable_bleu"
+            )
         for name, high in (("restart", 1.0), ("tolerance", 1.0), ("references", 1.0), ("label_smoothing", 0.999)):
             if not 0 <= getattr(self, name) <= high:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give a number from 0 to 1")

@@ -16,7 +16,7 @@ from nmt.topk.arguments import as_rows, refuse_k, refuse_temperature, refuse_val
 from nmt.topk.balance import Offsets, offsets_of, pull_back, sides, solve
 from nmt.topk.plain_derivatives import pull_plain, push_plain
 from nmt.topk.rest import masses, pull, rows_in_parts, slopes, spread, weigh
-from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total, with_signature
+from nmt.topk.rows import as_column, is_plain, map_rows, narrow, refuse_nested_forward, total, with_signature
 from nmt.topk.screening import log_limit, screen, width_of
 from nmt.topk.thresholds import RESIDUAL, RESIDUAL_SINGLE
 
@@ -177,11 +177,7 @@ def run(
     solved = solve_rows(rows, k, temperature, shape, largest, whole=width is None, width=width or 0)
     if width is None:
         return (dense(solved, rows),), solved
-    best, tail = weights_of(solved)
-    tail = tail + best[:, width:].sum(1)
-    # Copies: forward mode takes no view of something that stays inside.
-    order, best = solved.order[:, :width].clone(), best[:, :width].to(rows.dtype, copy=True).contiguous()
-    return (order, best, tail.to(rows.dtype)), solved
+    return narrow(solved.order, *weights_of(solved), width, rows.dtype), solved
 
 
 @with_signature

@@ -84,3 +84,18 @@ def refuse_nested_forward() -> None:
         raise RuntimeError(
             "forward mode over forward mode is not supported: use torch.func.jacfwd(torch.func.jacrev(f))"
         )
+
+
+def narrow(order: Tensor, best: Tensor, tail: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The first `width` of the best candidates as a sparse result: positions, weights, and the sums of all others.
+
+    Args:
+        order: (rows, C) positions.
+        best: (rows, C, ...) their weights.
+        tail: (rows, ...) sums of the weights outside of them.
+        width: at most C.
+        dtype: of the result's weights and sums.
+    """
+    tail = tail + best[:, width:].sum(1)
+    # Copies: forward mode takes no view of something that stays inside.
+    return order[:, :width].clone(), best[:, :width].to(dtype, copy=True).contiguous(), tail.to(dtype)

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from nmt.topk import compiled, fast, ranked_rest
 from nmt.topk.arguments import as_rows, refuse_temperature, refuse_values
 from nmt.topk.rest import parts, rows_in_parts, spread
-from nmt.topk.rows import as_column, is_plain, map_rows, refuse_nested_forward, total, with_signature
+from nmt.topk.rows import as_column, is_plain, map_rows, narrow, refuse_nested_forward, total, with_signature
 from nmt.topk.screening import log_limit, screen, width_of
 from nmt.topk.sorted_derivatives import pull_sorted, push_sorted
 from nmt.topk.thresholds import (
@@ -213,11 +213,7 @@ def run(
     solved = solve_rows(rows, k, temperature, shape, largest, whole=width is None, width=width or 0)
     if width is None:
         return (dense(solved, rows, k),), solved
-    best, tail = weights_of(solved)
-    tail = tail + best[:, width:].sum(1)
-    # Copies: forward mode takes no view of something that stays inside.
-    order, best = solved.order[:, :width].clone(), best[:, :width].to(rows.dtype, copy=True).contiguous()
-    return (order, best, tail.to(rows.dtype)), solved
+    return narrow(solved.order, *weights_of(solved), width, rows.dtype), solved
 
 
 @with_signature

@@ -11,8 +11,10 @@ from sacrebleu.metrics.bleu import BLEU
 
 from nmt.batching import Batch
 from nmt.config import TrainConfig
+from nmt.errors import UserError
 from nmt.lines import read_lines
 from nmt.module import make_objective
+from nmt.objectives import SoftBeamConfig
 from nmt.objectives.prefix_bleu import WordBLEU, make_scorer
 from nmt.objectives.words import Words, prefix_hashes
 from nmt.tokens import Cut, TokenList
@@ -218,3 +220,9 @@ def test_a_language_without_spaces_is_told(words, vocabulary, caplog):
     for _ in range(2):
         words.references(padded([reference]), torch.tensor([len(reference)]))
     assert "word_share" in caplog.text and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("loss", ["token", "gold_in_beam", "expected_bleu"])
+def test_a_share_that_a_loss_does_not_know_is_refused(loss):
+    with pytest.raises(UserError, match=r"word_share is 0\.5, .*reachable_bleu"):
+        SoftBeamConfig(loss=loss, word_share=0.5)
