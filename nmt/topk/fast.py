@@ -177,9 +177,9 @@ def _empty(rows: Tensor, *shape: int, dtype: torch.dtype = torch.float64) -> Ten
 
 
 def _order(rows: Tensor, width: int) -> Tensor:
-    """For the positions of the best candidates: `width` of them, or on a GPU as many as the next power of two."""
+    """For the positions of the best candidates: `width` of them, or for a GPU the next power of two."""
     n = rows.shape[1]
-    if rows.device.type != "cpu":
+    if _WAYS[rows.device.type].package == "triton":
         width = min(n, 1 << (width - 1).bit_length())
     return _empty(rows, len(rows), width, dtype=torch.int64)
 

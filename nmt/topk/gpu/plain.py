@@ -125,14 +125,15 @@ def _solve(
     tl.store(state + 4 * row + FREE, free.to(tl.float64))
     tl.store(state + 4 * row + SHIFT, -u - shift)
     if DENSE:
-        tl.store(weights + row * n + place, a, mask=inside)
+        tl.store(weights + row * n + place, a.to(tl.float32), mask=inside)
     else:
         if exact > 0:
             rest, _ = _masses(x, n, last, reference, scale, -u - shift, E)
         else:
             rest = tl.exp(log_mass - u)
-        tl.store(best + row * kept + lane, a, mask=lane < kept)
-        tl.store(tail + row, rest + tl.sum(tl.where(inside & (lane >= kept), a, 0.0), 0))
+        tl.store(best + row * kept + lane, a.to(tl.float32), mask=lane < kept)
+        rest += tl.sum(tl.where(inside & (lane >= kept), a, 0.0), 0)
+        tl.store(tail + row, rest.to(tl.float32))
 
 
 @triton.jit
@@ -208,7 +209,7 @@ def _pull_best(
     center = tl.sum(v * bounded, 0) / total
     of_score = tl.exp(-least) * v * (of_best - mean)
     t = of_row(T, row, T_STRIDE)
-    tl.store(to_rows + row * n + place, of_score / t, mask=inside)
+    tl.store(to_rows + row * n + place, (of_score / t).to(tl.float32), mask=inside)
     tl.store(to_k + row, tl.where(tl.load(state + 4 * row + FREE) > 0.0, mean, 0.0))
     tl.store(to_T + row, -tl.sum(of_score * (bounded - center), 0) / t)
     tl.store(means + 2 * row, mean)

@@ -148,17 +148,18 @@ def _solve(
     tl.store(plan + (j[:, None] + 1) * W + i, p, mask=real[:, None] & (i < W))
     nothing = tl.sum(tl.where(j[:, None] == 0, d, 0.0), 0)
     tl.store(plan + lane, tl.where(lane < count, nothing, 0.0), mask=lane < W)
-    slot = k - 1 - j
+    slot, single = k - 1 - j, p.to(tl.float32)
     if DENSE:
-        tl.store(weights + (row * n + place[None, :]) * k + slot[:, None], p, mask=real[:, None] & inside[None, :])
+        at_best = weights + (row * n + place[None, :]) * k + slot[:, None]
+        tl.store(at_best, single, mask=real[:, None] & inside[None, :])
     else:
         if exact > 0:
             sums, _ = _rest_sums(x, n, last, reference, scale, tl.cumsum(steps, 0).to(tl.float32), k, K, E)
         else:
             sums = first * tl.exp(log_mass - tl.sum(u * first, 0))
-        tl.store(best + (row * kept + i) * k + slot[:, None], p, mask=real[:, None] & (i < kept))
+        tl.store(best + (row * kept + i) * k + slot[:, None], single, mask=real[:, None] & (i < kept))
         sums += tl.sum(tl.where((i >= kept) & (i < width), p, 0.0), 1)
-        tl.store(tail + row * k + slot, sums, mask=real)
+        tl.store(tail + row * k + slot, sums.to(tl.float32), mask=real)
 
 
 @triton.jit

@@ -94,7 +94,7 @@ def _pull_best(
     reach = c * tl.cumsum(d, 0) + d * (tl.cumsum(c, 0, reverse=True) - c)
     t = of_row(T, row, T_STRIDE)
     of_score = tl.sum(tl.where(real, tilt - y[:, None] * reach, 0.0), 0) / t
-    tl.store(to_rows + row * n + place, of_score, mask=lane < width)
+    tl.store(to_rows + row * n + place, of_score.to(tl.float32), mask=lane < width)
     tl.store(y_out + row * K + j, y)
     # p log p, the log relative to the likeliest anchor so that it keeps its digits.
     none = tl.sum(tl.where(j[:, None] == 0, below, 0.0), 0)[None, :]

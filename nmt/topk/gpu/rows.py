@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nmt.topk import arguments
+
 # Scores that one program reads at a time.
 CHUNK = 4096
 # A tile of distinct numbers, out of which the largest are taken.
@@ -14,10 +16,10 @@ MOST = 16384
 _LEAST_KEY = tl.constexpr(-(2**31))
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *values: Any, warps: int = 4, **constants: Any) -> None:
     """Runs a kernel on the device of its first argument."""
-    with torch.cuda.device_of(arguments[0]):
-        kernel[grid](*arguments, num_warps=warps, **constants)
+    with torch.cuda.device_of(values[0]):
+        kernel[grid](*values, num_warps=warps, **constants)
 
 
 def power_of_two(size: int, least: int = 1) -> int:
@@ -42,7 +44,8 @@ def of_row(value, row, STRIDE: tl.constexpr):
     """The float64 value of a row, of `number`."""
     if STRIDE < 0:
         return tl.cast(value, tl.float64)
-    return tl.load(value + row * STRIDE)
+    else:  # noqa: RET505  (the branch that is not taken does not compile)
+        return tl.load(value + row * STRIDE)
 
 
 @triton.jit
@@ -175,7 +178,7 @@ def best_of(rows: Tensor, T: float | Tensor, order: Tensor) -> tuple[Tensor, Ten
     per = max(1, CHUNK // B)
     launch(blocks, (count, triton.cdiv(blocks_, per)), rows, t, keys, sums, n, blocks_, T_STRIDE=stride, B=B, PER=per)
     N = power_of_two(blocks_, C)
-    warps = max(4, max(N, C * B) // 1024)
+    warps = max(4, max(N, C * B) // 512)
     launch(select, (count,), rows, t, keys, sums, space, order, mass, status, n, blocks_, width, warps=warps,
            T_STRIDE=stride, B=B, N=N, C=C)  # fmt: skip
     return mass, status
@@ -191,7 +194,7 @@ def refused(status: Tensor) -> int:
 
     While a CUDA graph is captured nothing can be read: -1, and NaN are the weights of such rows.
     """
-    if status.is_cuda and torch.cuda.is_current_stream_capturing():
+    if arguments.is_captured(status):
         return -1
     worst = int(status.max())
     return -1 if worst == 0 else -2 if worst == 2 else int((status == 1).nonzero()[0, 0])
