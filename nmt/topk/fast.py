@@ -1,9 +1,9 @@
 """Whether the operators run as compiled kernels, and how tensors get into them and back.
 
-On the CPU these are loops over rows (`nmt.topk.kernels`, numba), on a GPU Triton kernels (`nmt.topk.gpu`). They take what
-most calls are: forward and first backward, of float32 or float64 on the CPU, of float32, bfloat16 or float16 on a GPU.
-All else (other dtypes, long screens, further derivatives, transforms) takes the way of PyTorch; the kernels solve for the
-same unknowns, so that a further derivative of a forward by a kernel finds what it needs.
+On the CPU these are loops over rows (`nmt.topk.kernels`, numba), on a GPU Triton kernels (`nmt.topk.gpu`). They take
+what most calls are: forward and first backward, of float32 or float64 on the CPU, of float32, bfloat16 or float16 on a
+GPU. All else (other dtypes, long screens, further derivatives, transforms) takes the way of PyTorch; the kernels solve
+for the same unknowns, so that a further derivative of a forward by a kernel finds what it needs.
 """
 
 import functools
@@ -57,9 +57,9 @@ class use_kernels:  # noqa: N801
 
     Those for the CPU need numba (`pip install numba`), which is imported at their first use; then an operator and dtype
     compiles for some seconds, once a machine, as the result is kept on disk (numba's NUMBA_CACHE_DIR). Those for a GPU
-    need triton, which comes with PyTorch there. Before the first call of this, those for a GPU are on wherever triton is
-    installed, and those for the CPU are off. Values agree with those of the other way within rounding. Who cannot call
-    this sets NMT_TOPK_KERNELS in the environment, to 1 or 0.
+    need triton, which comes with PyTorch there. Before the first call of this, those for a GPU are on wherever triton
+    is installed, and those for the CPU are off. Values agree with those of the other way within rounding. Who cannot
+    call this sets NMT_TOPK_KERNELS in the environment, to 1 or 0.
 
     Args:
         on: False turns them off.
@@ -101,7 +101,7 @@ class Solved(NamedTuple):
 
 
 def fits(rows: Tensor, width: int, k: int = 1) -> bool:
-    """Whether the kernels are on, and take scores (rows, n) with `width` best candidates, and k slots if these are ranked."""
+    """Whether the kernels are on, and take scores (rows, n) with `width` best candidates, and k slots of ranks."""
     way = _WAYS.get(rows.device.type)
     return (
         way is not None
@@ -122,7 +122,8 @@ def _is_there(package: str) -> bool:
     if find_spec(package):
         return True
     if use_kernels._on:
-        warnings.warn(f"{_VARIABLE} is set, but {package} is not installed: nmt.topk runs without kernels", stacklevel=2)
+        text = f"{_VARIABLE} is set, but {package} is not installed: nmt.topk runs without kernels"
+        warnings.warn(text, stacklevel=2)
     return False
 
 

@@ -2,8 +2,8 @@
 
 Formulas, limits and their reasons are those of `nmt.topk.balance` and `nmt.topk.screening`.
 
-Shapes: rows (rows, n); order, z (rows, C); `state` (rows, 4) holds of each row whether it does not select all it has, and
-(reference - tau) / T, the reference being the last of the best candidates.
+Shapes: rows (rows, n); order, z (rows, C); `state` (rows, 4) holds of each row whether it does not select all it has,
+and (reference - tau) / T, the reference being the last of the best candidates.
 """
 
 import math
@@ -165,7 +165,7 @@ def _slopes(z):
 def _sum(
     x, T, g, order, state, sums, n, width, parts, T_STRIDE: tl.constexpr, G_ROW: tl.constexpr, E: tl.constexpr
 ):  # fmt: skip
-    """Of each part of a row the sums of w = A (1 - A) and of w g over the rest; g (rows, n), or (rows,) if not G_ROW."""
+    """Of each part of a row the sums of w = A (1 - A) and of w g over the rest; g (rows,) if not G_ROW."""
     row = tl.program_id(0).to(tl.int64)
     i, z, others = _rest(x, T, order, state, n, width, row, T_STRIDE, E)
     w = _slopes(z)
@@ -240,7 +240,7 @@ def forward(
     rows: Tensor, k: float | Tensor, T: float | Tensor, most: int, weights: Tensor, order: Tensor, best: Tensor,
     tail: Tensor, z: Tensor, solution: Tensor, state: Tensor,
 ) -> int:  # fmt: skip
-    """Solves the rows; arguments and result as those of `kernels.plain.forward`, but numbers for k and T may be such."""
+    """Solves the rows; arguments and result as those of `kernels.plain.forward`, but k and T may be numbers."""
     count, n = rows.shape
     width, dense = order.shape[1], len(weights) == count
     mass, status = best_of(rows, T, order)

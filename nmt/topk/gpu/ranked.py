@@ -4,8 +4,8 @@ Formulas, limits and their reasons are those of `nmt.topk.thresholds` and `nmt.t
 the indices 0..k - 1 but in the plan, which begins with the anchor 0.
 
 Shapes: rows (rows, n); order (rows, C); plan (rows, k + 1, W) the weights of the best candidates by anchors; `state`
-(rows, k + 2) holds of each row (reference - tau_j) / T, the reference being the last of the best candidates. In a program
-tiles are (K, C) or (K, E), K the next power of two from k on.
+(rows, k + 2) holds of each row (reference - tau_j) / T, the reference being the last of the best candidates. In a
+program tiles are (K, C) or (K, E), K the next power of two from k on.
 """
 
 import math
@@ -164,7 +164,7 @@ def _solve(
 
 @triton.jit
 def rest_tile(x, T, order, state, n, width, k, row, T_STRIDE: tl.constexpr, K: tl.constexpr, E: tl.constexpr):
-    """Of the candidates of a program: positions (E,), which are of the rest, y, far (K,) and p (K, E) of `weights_of`."""
+    """Of the candidates of a program: positions, which are of the rest, y (E,), far (K,), and `weights_of` (K, E)."""
     x += row * n
     i = tl.program_id(1) * E + tl.arange(0, E)
     j = tl.arange(0, K)
@@ -180,7 +180,7 @@ def _fill(
 ):  # fmt: skip
     """The weights of the rest."""
     row = tl.program_id(0).to(tl.int64)
-    i, others, y, far, p = rest_tile(x, T, order, state, n, width, k, row, T_STRIDE, K, E)
+    i, others, _, _, p = rest_tile(x, T, order, state, n, width, k, row, T_STRIDE, K, E)
     j = tl.arange(0, K)[:, None]
     tl.store(weights + (row * n + i[None, :]) * k + k - 1 - j, p, mask=others[None, :] & (j < k))
 
@@ -189,7 +189,7 @@ def forward(
     rows: Tensor, T: float | Tensor, weights: Tensor, order: Tensor, best: Tensor, tail: Tensor, plan: Tensor,
     solution: Tensor, state: Tensor,
 ) -> int:  # fmt: skip
-    """Solves the rows; arguments and result as those of `kernels.ranked.forward`, but a number for T may be such."""
+    """Solves the rows; arguments and result as those of `kernels.ranked.forward`, but T may be a number."""
     count, n = rows.shape
     width, k, W, dense = order.shape[1], solution.shape[2], plan.shape[2], len(weights) == count
     mass, status = best_of(rows, T, order)

@@ -32,9 +32,9 @@ def _sum(
     x, T, g, order, state, sums, n, width, k, parts,
     T_STRIDE: tl.constexpr, G_ROW: tl.constexpr, K: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
-    """Of each part of a row, over the rest: b (K,) of `ranked_rest.pull_sums`, the sums of p (K,) and of c_j c_m (K, K)."""
+    """Of each part of a row, over the rest: b (K,) of `ranked_rest.pull_sums`, sums of p (K,), of c_j c_m (K, K)."""
     row = tl.program_id(0).to(tl.int64)
-    i, others, y, far, p = rest_tile(x, T, order, state, n, width, k, row, T_STRIDE, K, E)
+    i, others, _, _, p = rest_tile(x, T, order, state, n, width, k, row, T_STRIDE, K, E)
     gp = _of_rest(g, row, n, i, others, k, G_ROW, K) * p
     c = tl.cumsum(p, 0, reverse=True)
     b = tl.sum(tl.cumsum(gp, 0, reverse=True) - c * tl.sum(gp, 0)[None, :], 1)
@@ -50,7 +50,7 @@ def _pull_best(
     g, T, g_tail, order, plan, sums, to_rows, to_T, y_out, n, width, kept, k, parts,
     T_STRIDE: tl.constexpr, DENSE: tl.constexpr, K: tl.constexpr, C: tl.constexpr, W: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """`thresholds.gather`, `balance` and `of_scores` of a row: gradients by the best candidates, y, and a part of that by T."""
+    """`thresholds.gather`, `balance` and `of_scores` of a row: gradients by the best, y, and a part of that by T."""
     row = tl.program_id(0).to(tl.int64)
     lane, j = tl.arange(0, C), tl.arange(0, K)
     inside, real = (lane < width)[None, :], (j < k)[:, None]

@@ -44,7 +44,8 @@ def of_row(value, row, STRIDE: tl.constexpr):
     """The float64 value of a row, of `number`."""
     if STRIDE < 0:
         return tl.cast(value, tl.float64)
-    else:  # noqa: RET505  (the branch that is not taken does not compile)
+    # No fall through: what follows does not compile with a number.
+    else:
         return tl.load(value + row * STRIDE)
 
 
@@ -186,7 +187,7 @@ def best_of(rows: Tensor, T: float | Tensor, order: Tensor) -> tuple[Tensor, Ten
 
 def takes(n: int, width: int) -> bool:
     """Whether `best_of` takes so many candidates in a row."""
-    return 1 < n and triton.cdiv(n, block_of(n, width)) <= MOST
+    return n > 1 and triton.cdiv(n, block_of(n, width)) <= MOST
 
 
 def refused(status: Tensor) -> int:

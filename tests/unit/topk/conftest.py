@@ -9,7 +9,6 @@ import torch
 
 from nmt.topk import use_kernels
 
-
 if not torch.cuda.is_available():
     # Read by triton when it is imported: its kernels run by numpy.
     os.environ.setdefault("TRITON_INTERPRET", "1")

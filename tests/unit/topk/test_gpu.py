@@ -218,7 +218,8 @@ from triton.backends.compiler import GPUTarget
 from nmt.topk import fast, soft_topk, sparse_sorted_soft_topk
 from nmt.topk.gpu import plain, ranked, ranked_backward, rows
 
-TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64", torch.bfloat16: "*bf16"}
+TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.int32: "*i32",
+         torch.int64: "*i64"}
 
 def type_of(value):
     return TYPES[value.dtype] if isinstance(value, torch.Tensor) else "fp32" if isinstance(value, float) else "i32"
