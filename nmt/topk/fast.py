@@ -52,6 +52,11 @@ _WAYS = {
 }
 
 
+def _said(value: str | None) -> bool | None:
+    """What the environment says of the kernels: on, off, or nothing."""
+    return None if value is None else value not in ("", "0")
+
+
 class use_kernels:  # noqa: N801
     """Turns the compiled kernels on or off: as a function until further notice, in a `with` statement for its block.
 
@@ -68,7 +73,7 @@ class use_kernels:  # noqa: N801
         ImportError: neither numba nor triton is installed.
     """
 
-    _on: bool | None = None if _VARIABLE not in os.environ else os.environ[_VARIABLE] not in ("", "0")
+    _on = _said(os.environ.get(_VARIABLE))
 
     def __init__(self, on: bool = True) -> None:
         if on and not any(find_spec(way.package) for way in _WAYS.values()):

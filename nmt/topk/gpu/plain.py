@@ -22,6 +22,7 @@ from nmt.topk.gpu.rows import (
     number,
     of_row,
     power_of_two,
+    put_best,
     refused,
     rest_of,
     scale_of,
@@ -53,7 +54,7 @@ def _masses(x, n, last, reference, scale, steps, E: tl.constexpr):
 
 @triton.jit
 def _solve(
-    x, k, T, order, mass, status, weights, best, tail, z_out, solution, state, n, width, kept, limit,
+    x, k, T, order, mass, status, best, tail, z_out, solution, state, n, width, kept, limit,
     K_STRIDE: tl.constexpr, T_STRIDE: tl.constexpr, DENSE: tl.constexpr, C: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """u of one row by the iteration of `balance.solve`: the rest by its mass, or by a pass each step if that fails."""
@@ -118,19 +119,17 @@ def _solve(
     tl.store(status + row, tl.where(iterations < _ITERATIONS, bad, 2))
     u = tl.where(bad == 0, u, float("nan"))
     z = z - u
-    a = _sigmoid(z)
     tl.store(z_out + row * width + lane, z, mask=inside)
     tl.store(solution + 2 * row, middle)
     tl.store(solution + 2 * row + 1, u)
     tl.store(state + 4 * row + FREE, free.to(tl.float64))
     tl.store(state + 4 * row + SHIFT, -u - shift)
-    if DENSE:
-        tl.store(weights + row * n + place, a.to(tl.float32), mask=inside)
-    else:
+    if not DENSE:
         if exact > 0:
             rest, _ = _masses(x, n, last, reference, scale, -u - shift, E)
         else:
             rest = tl.exp(log_mass - u)
+        a = _sigmoid(z)
         tl.store(best + row * kept + lane, a.to(tl.float32), mask=lane < kept)
         rest += tl.sum(tl.where(inside & (lane >= kept), a, 0.0), 0)
         tl.store(tail + row, rest.to(tl.float32))
@@ -138,7 +137,7 @@ def _solve(
 
 @triton.jit
 def _rest(x, T, order, state, n, width, row, T_STRIDE: tl.constexpr, E: tl.constexpr):
-    """Of the candidates of a program their positions, z, -inf for those that are no others, and which are."""
+    """Of the candidates of a program their positions, z, -inf for the best, and which are others."""
     x += row * n
     i = tl.program_id(1) * E + tl.arange(0, E)
     last, reference = last_of(x, order + row * width, width)
@@ -147,11 +146,17 @@ def _rest(x, T, order, state, n, width, row, T_STRIDE: tl.constexpr, E: tl.const
 
 
 @triton.jit
-def _fill(x, T, order, state, weights, n, width, T_STRIDE: tl.constexpr, E: tl.constexpr):
-    """The weights of the rest."""
+def _fill(
+    x, T, order, z_in, state, weights, n, width, T_STRIDE: tl.constexpr, C: tl.constexpr, E: tl.constexpr
+):  # fmt: skip
+    """All weights."""
     row = tl.program_id(0).to(tl.int64)
-    i, z, others = _rest(x, T, order, state, n, width, row, T_STRIDE, E)
-    tl.store(weights + row * n + i, _sigmoid(z), mask=others)
+    i, z, _ = _rest(x, T, order, state, n, width, row, T_STRIDE, E)
+    weights += row * n
+    tl.store(weights + i, _sigmoid(z), mask=i < n)
+    lane = tl.arange(0, C)
+    of_best = _sigmoid(tl.load(z_in + row * width + lane, mask=lane < width, other=0.0)).to(tl.float32)
+    put_best(weights, order + row * width, of_best, tl.program_id(1) * E, width, C, E)
 
 
 @triton.jit
@@ -180,7 +185,7 @@ def _sum(
 
 @triton.jit
 def _pull_best(
-    g, T, g_tail, order, z_in, state, sums, to_rows, to_k, to_T, means, n, width, kept, parts,
+    g, T, g_tail, order, z_in, state, sums, to_best, to_k, to_T, means, n, width, kept, parts,
     T_STRIDE: tl.constexpr, DENSE: tl.constexpr, C: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """`balance.pull_back` of a row: gradients by the best candidates, by k, and their part of that by T."""
@@ -209,7 +214,7 @@ def _pull_best(
     center = tl.sum(v * bounded, 0) / total
     of_score = tl.exp(-least) * v * (of_best - mean)
     t = of_row(T, row, T_STRIDE)
-    tl.store(to_rows + row * n + place, (of_score / t).to(tl.float32), mask=inside)
+    tl.store(to_best + row * width + lane, (of_score / t).to(tl.float32), mask=inside)
     tl.store(to_k + row, tl.where(tl.load(state + 4 * row + FREE) > 0.0, mean, 0.0))
     tl.store(to_T + row, -tl.sum(of_score * (bounded - center), 0) / t)
     tl.store(means + 2 * row, mean)
@@ -218,10 +223,10 @@ def _pull_best(
 
 @triton.jit
 def _pull_rest(
-    x, T, g, order, state, means, to_rows, of_T, n, width, parts,
-    T_STRIDE: tl.constexpr, G_ROW: tl.constexpr, TEMPERATURE: tl.constexpr, E: tl.constexpr,
+    x, T, g, order, state, means, to_best, to_rows, of_T, n, width, parts,
+    T_STRIDE: tl.constexpr, G_ROW: tl.constexpr, TEMPERATURE: tl.constexpr, C: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
-    """The gradients by the rest, w (g - mean) / T, and of each part of it minus the gradient by T."""
+    """The gradients by all scores, w (g - mean) / T, and of each part of the rest minus the gradient by T."""
     row = tl.program_id(0).to(tl.int64)
     i, z, others = _rest(x, T, order, state, n, width, row, T_STRIDE, E)
     if G_ROW:
@@ -230,7 +235,10 @@ def _pull_rest(
         of_rest = tl.load(g + row).to(tl.float32)
     t = of_row(T, row, T_STRIDE).to(tl.float32)
     out = _slopes(z) * (of_rest - tl.load(means + 2 * row).to(tl.float32)) / t
-    tl.store(to_rows + row * n + i, out, mask=others)
+    tl.store(to_rows + row * n + i, out, mask=i < n)
+    lane = tl.arange(0, C)
+    of_best = tl.load(to_best + row * width + lane, mask=lane < width, other=0.0)
+    put_best(to_rows + row * n, order + row * width, of_best, tl.program_id(1) * E, width, C, E)
     if TEMPERATURE:
         far = tl.where(out != 0.0, z - tl.load(means + 2 * row + 1).to(tl.float32), 0.0)
         tl.store(of_T + row * parts + tl.program_id(1), tl.sum(out * far, 0))
@@ -245,12 +253,12 @@ def forward(
     width, dense = order.shape[1], len(weights) == count
     mass, status = best_of(rows, T, order)
     (of_k, k_stride), (t, t_stride) = number(k), number(T)
-    launch(_solve, (count,), rows, of_k, t, order, mass, status, weights, best, tail, z, solution, state, n, width,
+    launch(_solve, (count,), rows, of_k, t, order, mass, status, best, tail, z, solution, state, n, width,
            best.shape[1], math.log(most * 1e-8), K_STRIDE=k_stride, T_STRIDE=t_stride, DENSE=dense,
            C=power_of_two(width, 16), E=CHUNK)  # fmt: skip
-    if dense and width < n:
-        launch(_fill, (count, triton.cdiv(n, CHUNK)), rows, t, order, state, weights, n, width, T_STRIDE=t_stride,
-               E=CHUNK)  # fmt: skip
+    if dense:
+        launch(_fill, (count, triton.cdiv(n, CHUNK)), rows, t, order, z, state, weights, n, width, T_STRIDE=t_stride,
+               C=power_of_two(width, 16), E=CHUNK)  # fmt: skip
     return refused(status)
 
 
@@ -261,19 +269,17 @@ def backward(
     """The gradients; arguments as those of `kernels.plain.backward`, g_tail (0,) of a dense result."""
     count, n = rows.shape
     width, dense = order.shape[1], not len(g_tail)
-    parts = triton.cdiv(n, CHUNK) if width < n else 0
-    sums = rows.new_empty(count, parts, 2, dtype=torch.float32)
-    means = rows.new_empty(count, 2, dtype=torch.float64)
+    parts, C = triton.cdiv(n, CHUNK), power_of_two(width, 16)
+    sums, of_T = (torch.empty(count, parts, *size, dtype=torch.float32, device=rows.device) for size in ((2,), ()))
+    to_best = torch.empty(count, width, dtype=torch.float32, device=rows.device)
+    means = torch.empty(count, 2, dtype=torch.float64, device=rows.device)
     t, stride = number(T)
     of_rest = g if dense else g_tail
     shared: dict[str, Any] = {"T_STRIDE": stride, "G_ROW": dense, "E": CHUNK}
-    if parts:
-        launch(_sum, (count, parts), rows, t, of_rest, order, state, sums, n, width, parts, **shared)
-    launch(_pull_best, (count,), g, t, g_tail, order, z, state, sums, to_rows, to_k, to_T, means, n, width, g.shape[1],
-           parts, T_STRIDE=stride, DENSE=dense, C=power_of_two(width, 16), P=power_of_two(parts + 1))  # fmt: skip
-    if parts:
-        of_T = rows.new_empty(count, parts, dtype=torch.float32)
-        launch(_pull_rest, (count, parts), rows, t, of_rest, order, state, means, to_rows, of_T, n, width, parts,
-               TEMPERATURE=of_temperature, **shared)  # fmt: skip
-        if of_temperature:
-            to_T -= of_T.sum(1)
+    launch(_sum, (count, parts), rows, t, of_rest, order, state, sums, n, width, parts, **shared)
+    launch(_pull_best, (count,), g, t, g_tail, order, z, state, sums, to_best, to_k, to_T, means, n, width, g.shape[1],
+           parts, T_STRIDE=stride, DENSE=dense, C=C, P=power_of_two(parts, 2))  # fmt: skip
+    launch(_pull_rest, (count, parts), rows, t, of_rest, order, state, means, to_best, to_rows, of_T, n, width, parts,
+           TEMPERATURE=of_temperature, C=C, **shared)  # fmt: skip
+    if of_temperature:
+        to_T -= of_T.sum(1)

@@ -80,7 +80,7 @@ def _plan(offsets, u, k, K: tl.constexpr):
 
 @triton.jit
 def _solve(
-    x, T, order, mass, status, weights, best, tail, plan, solution, state, n, width, kept, limit, k,
+    x, T, order, mass, status, best, tail, plan, solution, state, n, width, kept, limit, k,
     T_STRIDE: tl.constexpr, DENSE: tl.constexpr, K: tl.constexpr, C: tl.constexpr, W: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
     """Newton as in `thresholds.solve`: the rest by its mass, or by a pass each step where that fails."""
@@ -148,16 +148,13 @@ def _solve(
     tl.store(plan + (j[:, None] + 1) * W + i, p, mask=real[:, None] & (i < W))
     nothing = tl.sum(tl.where(j[:, None] == 0, d, 0.0), 0)
     tl.store(plan + lane, tl.where(lane < count, nothing, 0.0), mask=lane < W)
-    slot, single = k - 1 - j, p.to(tl.float32)
-    if DENSE:
-        at_best = weights + (row * n + place[None, :]) * k + slot[:, None]
-        tl.store(at_best, single, mask=real[:, None] & inside[None, :])
-    else:
+    if not DENSE:
+        slot = k - 1 - j
         if exact > 0:
             sums, _ = _rest_sums(x, n, last, reference, scale, tl.cumsum(steps, 0).to(tl.float32), k, K, E)
         else:
             sums = first * tl.exp(log_mass - tl.sum(u * first, 0))
-        tl.store(best + (row * kept + i) * k + slot[:, None], single, mask=real[:, None] & (i < kept))
+        tl.store(best + (row * kept + i) * k + slot[:, None], p.to(tl.float32), mask=real[:, None] & (i < kept))
         sums += tl.sum(tl.where((i >= kept) & (i < width), p, 0.0), 1)
         tl.store(tail + row * k + slot, sums.to(tl.float32), mask=real)
 
@@ -176,13 +173,19 @@ def rest_tile(x, T, order, state, n, width, k, row, T_STRIDE: tl.constexpr, K: t
 
 @triton.jit
 def _fill(
-    x, T, order, state, weights, n, width, k, T_STRIDE: tl.constexpr, K: tl.constexpr, E: tl.constexpr
+    x, T, order, plan, state, weights, n, width, k,
+    T_STRIDE: tl.constexpr, K: tl.constexpr, C: tl.constexpr, W: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
-    """The weights of the rest."""
+    """All weights; the slots last, as they are in memory."""
     row = tl.program_id(0).to(tl.int64)
-    i, others, _, _, p = rest_tile(x, T, order, state, n, width, k, row, T_STRIDE, K, E)
-    j = tl.arange(0, K)[:, None]
-    tl.store(weights + (row * n + i[None, :]) * k + k - 1 - j, p, mask=others[None, :] & (j < k))
+    i, _, _, _, p = rest_tile(x, T, order, state, n, width, k, row, T_STRIDE, K, E)
+    j, lane, first = tl.arange(0, K)[None, :], tl.arange(0, C)[:, None], tl.program_id(1) * E
+    weights += row * n * k + k - 1 - j
+    tl.store(weights + i[:, None] * k, tl.trans(p), mask=(i < n)[:, None] & (j < k))
+    place = tl.load(order + row * width + lane, mask=lane < width, other=-1)
+    best = tl.load(plan + row * (k + 1) * W + (j + 1) * W + lane, mask=(lane < width) & (j < k), other=0.0)
+    tl.debug_barrier()
+    tl.store(weights + place * k, best.to(tl.float32), mask=(place >= first) & (place < first + E) & (j < k))
 
 
 def forward(
@@ -195,10 +198,10 @@ def forward(
     mass, status = best_of(rows, T, order)
     t, stride = number(T)
     K, E = tile_of(k)
-    launch(_solve, (count,), rows, t, order, mass, status, weights, best, tail, plan, solution, state, n, width,
+    launch(_solve, (count,), rows, t, order, mass, status, best, tail, plan, solution, state, n, width,
            best.shape[1], math.log(k * 1e-8), k, T_STRIDE=stride, DENSE=dense, K=K, C=power_of_two(W, 16), W=W,
            E=E)  # fmt: skip
-    if dense and width < n:
-        launch(_fill, (count, triton.cdiv(n, E)), rows, t, order, state, weights, n, width, k, T_STRIDE=stride, K=K,
-               E=E)  # fmt: skip
+    if dense:
+        launch(_fill, (count, triton.cdiv(n, E)), rows, t, order, plan, state, weights, n, width, k, T_STRIDE=stride,
+               K=K, C=power_of_two(width, 16), W=W, E=E)  # fmt: skip
     return refused(status)

@@ -3,6 +3,8 @@
 Of the rest, whatever its weights, all slots are taken: this costs no further read.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from nmt.topk.gpu.linear import moment, solve
 from nmt.topk.gpu.ranked import TINY, rest_tile, tile_of
-from nmt.topk.gpu.rows import launch, number, of_row, power_of_two
+from nmt.topk.gpu.rows import launch, number, of_row, power_of_two, put_best
 
 # Parts of a row whose sums are added up at a time.
 _PARTS = 16
@@ -47,7 +49,7 @@ def _sum(
 
 @triton.jit
 def _pull_best(
-    g, T, g_tail, order, plan, sums, to_rows, to_T, y_out, n, width, kept, k, parts,
+    g, T, g_tail, order, plan, sums, to_best, to_T, y_out, n, width, kept, k, parts,
     T_STRIDE: tl.constexpr, DENSE: tl.constexpr, K: tl.constexpr, C: tl.constexpr, W: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """`thresholds.gather`, `balance` and `of_scores` of a row: gradients by the best, y, and a part of that by T."""
@@ -94,7 +96,7 @@ def _pull_best(
     reach = c * tl.cumsum(d, 0) + d * (tl.cumsum(c, 0, reverse=True) - c)
     t = of_row(T, row, T_STRIDE)
     of_score = tl.sum(tl.where(real, tilt - y[:, None] * reach, 0.0), 0) / t
-    tl.store(to_rows + row * n + place, of_score.to(tl.float32), mask=lane < width)
+    tl.store(to_best + row * width + lane, of_score.to(tl.float32), mask=lane < width)
     tl.store(y_out + row * K + j, y)
     # p log p, the log relative to the likeliest anchor so that it keeps its digits.
     none = tl.sum(tl.where(j[:, None] == 0, below, 0.0), 0)[None, :]
@@ -109,10 +111,11 @@ def _pull_best(
 
 @triton.jit
 def _pull_rest(
-    x, T, g, order, state, y_in, to_rows, of_T, n, width, k, parts,
-    T_STRIDE: tl.constexpr, G_ROW: tl.constexpr, TEMPERATURE: tl.constexpr, K: tl.constexpr, E: tl.constexpr,
+    x, T, g, order, state, y_in, to_best, to_rows, of_T, n, width, k, parts,
+    T_STRIDE: tl.constexpr, G_ROW: tl.constexpr, TEMPERATURE: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
+    E: tl.constexpr,
 ):  # fmt: skip
-    """The gradients by the rest as `ranked_rest.pull`, and of each part of it minus the gradient by T."""
+    """The gradients by all scores, by the rest as `ranked_rest.pull`; of each part of that minus the one by T."""
     row = tl.program_id(0).to(tl.int64)
     i, others, y, far, p = rest_tile(x, T, order, state, n, width, k, row, T_STRIDE, K, E)
     j = tl.arange(0, K)
@@ -122,7 +125,10 @@ def _pull_rest(
     total = tl.sum(hp, 0)
     t = of_row(T, row, T_STRIDE).to(tl.float32)
     out = (tl.sum(level * hp, 0) - total * tl.sum(level * p, 0)) / t
-    tl.store(to_rows + row * n + i, out, mask=others)
+    tl.store(to_rows + row * n + i, out, mask=i < n)
+    lane = tl.arange(0, C)
+    of_best = tl.load(to_best + row * width + lane, mask=lane < width, other=0.0)
+    put_best(to_rows + row * n, order + row * width, of_best, tl.program_id(1) * E, width, C, E)
     if TEMPERATURE:
         log = tl.where(p > 0.0, level * y[None, :] + far[:, None], 0.0)
         covariance = tl.sum(tl.sum(log * (hp - total[None, :] * p), 1), 0) / t
@@ -137,19 +143,19 @@ def backward(
     count, n = rows.shape
     width, k, W, dense = order.shape[1], solution.shape[2], plan.shape[2], not len(g_tail)
     K, E = tile_of(k)
-    parts = triton.cdiv(n, E) if width < n else 0
-    sums = rows.new_empty(count, parts, K * (K + 2), dtype=torch.float32)
-    y = rows.new_empty(count, K, dtype=torch.float64)
+    parts = triton.cdiv(n, E)
+    sums, of_T = (
+        torch.empty(count, parts, *size, dtype=torch.float32, device=rows.device) for size in ((K * (K + 2),), ())
+    )
+    to_best = torch.empty(count, width, dtype=torch.float32, device=rows.device)
+    y = torch.empty(count, K, dtype=torch.float64, device=rows.device)
     t, stride = number(T)
     of_rest = g if dense else g_tail
-    if parts:
-        launch(_sum, (count, parts), rows, t, of_rest, order, state, sums, n, width, k, parts, T_STRIDE=stride,
-               G_ROW=dense, K=K, E=E)  # fmt: skip
-    launch(_pull_best, (count,), g, t, g_tail, order, plan, sums, to_rows, to_T, y, n, width, g.shape[1], k, parts,
+    shared: dict[str, Any] = {"T_STRIDE": stride, "G_ROW": dense, "K": K, "E": E}
+    launch(_sum, (count, parts), rows, t, of_rest, order, state, sums, n, width, k, parts, **shared)
+    launch(_pull_best, (count,), g, t, g_tail, order, plan, sums, to_best, to_T, y, n, width, g.shape[1], k, parts,
            T_STRIDE=stride, DENSE=dense, K=K, C=power_of_two(W, 16), W=W, PARTS=_PARTS)  # fmt: skip
-    if parts:
-        of_T = rows.new_empty(count, parts, dtype=torch.float32)
-        launch(_pull_rest, (count, parts), rows, t, of_rest, order, state, y, to_rows, of_T, n, width, k, parts,
-               T_STRIDE=stride, G_ROW=dense, TEMPERATURE=of_temperature, K=K, E=E)  # fmt: skip
-        if of_temperature:
-            to_T -= of_T.sum(1)
+    launch(_pull_rest, (count, parts), rows, t, of_rest, order, state, y, to_best, to_rows, of_T, n, width, k, parts,
+           TEMPERATURE=of_temperature, C=power_of_two(width, 16), **shared)  # fmt: skip
+    if of_temperature:
+        to_T -= of_T.sum(1)

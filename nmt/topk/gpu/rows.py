@@ -96,6 +96,18 @@ def rest_of(x, i, n, last, reference, scale):
 
 
 @triton.jit
+def put_best(out, order, values, first, width, C: tl.constexpr, E: tl.constexpr):
+    """Values (C,) of the best candidates, over what a program has written for all of first..first + E - 1.
+
+    To leave them out there would break up the stores.
+    """
+    lane = tl.arange(0, C)
+    place = tl.load(order + lane, mask=lane < width, other=-1)
+    tl.debug_barrier()
+    tl.store(out + place, values, mask=(place >= first) & (place < first + E))
+
+
+@triton.jit
 def blocks(x, T, keys, sums, n, count, T_STRIDE: tl.constexpr, B: tl.constexpr, PER: tl.constexpr):
     """Of each block of B candidates the key of the maximum, and the sum of exp((x - maximum) / T)."""
     row = tl.program_id(0).to(tl.int64)
