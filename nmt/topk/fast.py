@@ -127,7 +127,7 @@ def _is_there(package: str) -> bool:
     if find_spec(package):
         return True
     if use_kernels._on:
-        text = f"{_VARIABLE} is set, but {package} is not installed: nmt.topk runs without kernels"
+        text = f"the kernels of nmt.topk are on ({_VARIABLE}), but {package} is not installed: it runs without"
         warnings.warn(text, stacklevel=2)
     return False
 
