@@ -62,9 +62,9 @@ class use_kernels:  # noqa: N801
 
     Those for the CPU need numba (`pip install numba`), which is imported at their first use; then an operator and dtype
     compiles for some seconds, once a machine, as the result is kept on disk (numba's NUMBA_CACHE_DIR). Those for a GPU
-    need triton, which comes with PyTorch there. Before the first call of this, those for a GPU are on wherever triton
-    is installed, and those for the CPU are off. Values agree with those of the other way within rounding. Who cannot
-    call this sets NMT_TOPK_KERNELS in the environment, to 1 or 0.
+    need triton 3.7 or newer, which comes with PyTorch there. Before the first call of this, those for a GPU are on
+    wherever triton is installed, and those for the CPU are off. Values agree with those of the other way within
+    rounding. Who cannot call this sets NMT_TOPK_KERNELS in the environment, to 1 or 0.
 
     Args:
         on: False turns them off.
@@ -122,12 +122,17 @@ def fits(rows: Tensor, width: int, k: int = 1) -> bool:
     )
 
 
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
 @functools.cache
 def _is_there(package: str) -> bool:
-    if find_spec(package):
+    # Older versions of triton are not tested.
+    if find_spec(package) and (package == "numba" or _version(import_module(package).__version__) >= (3, 7)):
         return True
     if use_kernels._on:
-        text = f"the kernels of nmt.topk are on ({_VARIABLE}), but {package} is not installed: it runs without"
+        text = f"the kernels of nmt.topk are on ({_VARIABLE}), but {package} is not installed, or too old"
         warnings.warn(text, stacklevel=2)
     return False
 

@@ -195,12 +195,13 @@ def test_when_they_are_used(operator, monkeypatch):
     assert used(x.double()) == [], "float64 is for PyTorch"
     assert used(torch.randn(1, 700, device=DEVICE), 100) == [], "so is a long screen"
     assert used(x[:0]) == []
-    monkeypatch.setattr(fast, "find_spec", lambda name: None)
+    for name, change in (("find_spec", lambda name: None), ("_version", lambda text: (3, 6))):
+        with monkeypatch.context() as patch:
+            patch.setattr(fast, name, change)
+            fast._is_there.cache_clear()
+            assert used(x) == [], "nothing is said where triton is missing or old"
     fast._is_there.cache_clear()
-    try:
-        assert used(x) == [], "nothing is said where triton is missing"
-    finally:
-        fast._is_there.cache_clear()
+    assert len(used(x)) == 1 and fast._version("3.10.0+git1") == (3, 10)
 
 
 def test_the_environment():

@@ -175,7 +175,7 @@ def test_without_numba(monkeypatch):
     monkeypatch.setattr(use_kernels, "_on", True)
     fast._is_there.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="NMT_TOPK_KERNELS.*, but numba is not installed"):
+        with pytest.warns(UserWarning, match="NMT_TOPK_KERNELS.*, but numba is not installed, or too old"):
             assert float(soft_topk(torch.zeros(4), 2, 1.0).sum()) == pytest.approx(2)
     finally:
         fast._is_there.cache_clear()
