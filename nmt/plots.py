@@ -72,7 +72,7 @@ def trace_beam(
         raise UserError("a blank line has no beam; give a sentence")
     model, vocabulary = translator.model, translator.target_vocabulary
     device = next(model.parameters()).device
-    source = torch.tensor([[*ids, 3]], device=device)
+    source = torch.tensor([[*ids, model.eos]], device=device)
     memory = model.encode(source, torch.tensor([source.shape[1]]))
     if hard_states:
         return _trace_hard(translator, memory, config, steps, device)
