@@ -11,10 +11,19 @@ import torch
 
 pytest.importorskip("transformers")
 
-from nmt.batching import Batch
+from nmt.batching import Batch, pad
 from nmt.errors import UserError
 from nmt.models import Ensemble, Pretrained, PretrainedConfig, RNNsearchConfig
-from nmt.objectives import CrossEntropy, CrossEntropyConfig, SoftBeam, SoftBeamConfig
+from nmt.objectives import (
+    BSO,
+    BSOConfig,
+    CrossEntropy,
+    CrossEntropyConfig,
+    MinRisk,
+    MinRiskConfig,
+    SoftBeam,
+    SoftBeamConfig,
+)
 from nmt.search import SearchConfig, forced_search
 from nmt.search.soft import SoftSearchConfig, soft_beam_search
 from nmt.translator import LengthLimit, Translator
@@ -120,6 +129,26 @@ def test_a_translation_ends_at_the_positions(case: Case, caplog: Any) -> None:
         assert len(list(soft_beam_search(model_of(case), memory, 1, 1000, SoftSearchConfig(beam_size=2)))) == most
     with pytest.raises(UserError, match="a translation has"):
         model_of(case).teacher_force(torch.full((1, most + 1), 7), memory)
+
+
+@pytest.mark.parametrize("case", ["marian", "m2m100"], indirect=True)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        SoftBeam(SoftBeamConfig(search=SoftSearchConfig(beam_size=2, candidates=6))),
+        SoftBeam(SoftBeamConfig(loss="expected_bleu", search=SoftSearchConfig(beam_size=2, candidates=6))),
+        BSO(BSOConfig(beam_size=2)),
+        MinRisk(MinRiskConfig(beam_size=2)),
+    ],
+    ids=["reachable_bleu", "expected_bleu", "bso", "min_risk"],
+)
+def test_training_goes_up_to_the_positions(case: Case, objective: Any) -> None:
+    """A reference as long as the decoder allows leaves the searches no room for more."""
+    model = copy.deepcopy(model_of(case)).train()
+    target, lengths = targets(case, 6)
+    source = pad([[7, 8]] * 6, model.padding, model.eos)
+    model.config.network["max_position_embeddings"] = int(lengths.max()) + model.forced
+    objective(model, Batch(*source, target, lengths, list(range(6))), 0).value.backward()
 
 
 def test_roberta_counts_positions_from_behind_padding() -> None:
