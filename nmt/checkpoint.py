@@ -178,6 +178,8 @@ def find_model(path: str | Path) -> Path:
         return path / NAME
     if not path.exists():
         raise UserError(f"{path} does not exist; give a model file ({NAME}) or the folder of a run.")
+    if path.suffix == ".ckpt":
+        raise UserError(f"{path} is what nmt train --resume goes on from; give the folder of the run, or its {NAME}.")
     return path
 
 

@@ -50,7 +50,7 @@ class AdditiveAttention(nn.Module):
             context (batch, slots, value) and attention (batch, slots, source length).
         """
         energy = _Energies.apply(self.query(query), keys, self.energy.weight.squeeze(0))
-        return _average(energy, values, mask)
+        return average(energy, values, mask)
 
 
 class _Energies(torch.autograd.Function):
@@ -105,10 +105,10 @@ class ProductAttention(nn.Module):
         return self.key(values)
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return _average(torch.bmm(query, keys.transpose(1, 2)), values, mask)
+        return average(torch.bmm(query, keys.transpose(1, 2)), values, mask)
 
 
-def _average(energy: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def average(energy: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Context and attention of energies (batch, slots, source length)."""
     attention = energy.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(dim=2)
     return torch.bmm(attention.to(values.dtype), values), attention
