@@ -223,7 +223,7 @@ def record(
             transfer=taken.as_row() if taken is not None else None,
             **trained,
             data={
-                "train": {"name": data.train_pairs.name, "pairs": len(data.train_pairs)},
+                "train": {"name": data.train_text.name, "pairs": data.pairs},
                 "dev": {"name": data.dev_pairs.name, "pairs": len(data.dev_pairs)},
                 "sha256": data.checksums(),
             },
@@ -237,8 +237,8 @@ def record(
             logger.warning("%s", line)
     updated, parameters = count_parameters(module.model)
     logger.info(
-        "%s training pairs, %s dev pairs, vocabularies of %d and %d pieces, %.1f million parameters",
-        f"{len(data.train_pairs):,}",
+        "%s, %s dev pairs, vocabularies of %d and %d pieces, %.1f million parameters",
+        f"{data.pairs:,} training pairs" if data.pairs else f"training pairs in buffers of {config.data.buffer:,}",
         f"{len(data.dev_pairs):,}",
         len(data.source_vocabulary),
         len(data.target_vocabulary),
@@ -300,8 +300,8 @@ def build_checkpoint(
         else:
             model = build_model(architecture, data.source_vocabulary, data.target_vocabulary)
     info = {
-        "languages": {"source": data.train_pairs.source_language, "target": data.train_pairs.target_language},
-        "train": data.train_pairs.name,
+        "languages": {"source": data.train_text.source_language, "target": data.train_text.target_language},
+        "train": data.train_text.name,
         "objective": config.objective,
         "seed": config.seed,
     }

@@ -25,7 +25,7 @@ from nmt.vocabulary import VocabularyConfig
 nan = math.nan
 IMPOSSIBLE = {
     ("", TrainConfig): {"seed": [-1, 2**63], "objective": ["ce"], "run": [""]},
-    ("data", DataConfig): {"batch_tokens": [-1], "max_length": [0], "dev_lines": [-1], "max_unknown": [-0.1, 2, nan]},
+    ("data", DataConfig): {"batch_tokens": [-1], "buffer": [-1, 2**63], "max_length": [0], "dev_lines": [-1], "max_unknown": [-0.1, 2, nan]},
     ("data.vocabulary", VocabularyConfig): {
         "size": [0, 7],
         "kind": ["word"],
@@ -35,8 +35,8 @@ IMPOSSIBLE = {
         "renew": ["all"],
     },
     ("model", RNNsearchConfig): {
-        "embedding": [0],
-        "hidden": [-3],
+        "embedding": [0, 2**63],
+        "hidden": [-3, 2**21],
         "encoder_layers": [0],
         "decoder_layers": [0],
         "dropout": [-0.1, 1.0, nan],
@@ -52,7 +52,7 @@ IMPOSSIBLE = {
         "upper": ["residual"],
         "start": ["zero"],
         "encoder_hidden": [-1, 5],
-        "source_embedding": [-1, 5],
+        "source_embedding": [-1, 5, 2**63],
         "bidirectional": [False],
         "source_end": [False],
     },
