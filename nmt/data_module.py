@@ -160,11 +160,12 @@ class TranslationData(pl.LightningDataModule):
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"trained_batches": self.trained_batches, "stream": self.stream.state(self.trained_batches)}
+        place = self.stream.state(self.trained_batches)
+        return {"trained_batches": self.trained_batches} | ({"stream": place} if place else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.trained_batches = state_dict["trained_batches"]
-        # A run of an earlier version has none.
+        # A run of a whole text has none.
         if state_dict.get("stream"):
             self.stream.restore(state_dict["stream"])
 

@@ -6,10 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nmt import cli
 from nmt.corpus import Bitext, Filter, Pairs, load_card
-from nmt.corpus.fingerprints import fingerprints, paired, repeated
+from nmt.corpus.fingerprints import Seen, fingerprints, paired, repeated
 from nmt.corpus.inspection import Checks, inspect
 from nmt.corpus.language import Expected
 from nmt.corpus.oddities import KINDS, oddities
@@ -144,6 +146,31 @@ def test_filters_leave_out_what_the_check_finds(caplog):
     twice = Pairs(["x \u200b", "x \u200b", "y", "y"], ["u", "u", "v", "v"], "x/train")
     assert list(sifted(Filter(odd=False, duplicates=False), twice)) == [("y", "v")]
     assert sifted(Filter(duplicates=False), twice).dropped == {"duplicate": 2}
+
+
+@given(st.lists(st.lists(st.integers(0, 40), max_size=30), max_size=12))
+def test_what_came_before_is_found_part_by_part(parts):
+    seen = Seen()
+    found = [again for part in parts for again in seen.again(np.array(part, dtype=np.uint64)).tolist()]
+    assert found == repeated(np.array([number for part in parts for number in part], dtype=np.uint64)).tolist()
+    assert sum(map(len, seen._runs)) == len({number for part in parts for number in part})
+
+
+def test_a_filter_sees_behind_the_parts_that_it_works_in(monkeypatch):
+    pairs = [(f"line {number % 7} here", "ligne" + " x" * (number % 5)) for number in range(60)]
+    others = [Pairs(["line 3 here"], ["x"], "toy/dev")]
+    rules = Filter(max_words=4, duplicates=False, overlap=True)
+    expected = {}
+    for pair in pairs:
+        if len(pair[1].split()) <= 4 and "3" not in pair[0]:
+            expected[pair] = None
+    for part in (1, 4, 1000):
+        monkeypatch.setattr("nmt.corpus.filter._PART", part)
+        dropped = Counter()
+        assert list(rules.sift(pairs, ("en", "fr"), others, dropped)) == list(expected)
+        assert sum(dropped.values()) == 60 - len(expected) and set(dropped) == {
+            "too long", "in another split", "duplicate"
+        }  # fmt: skip
 
 
 @pytest.fixture
