@@ -1,7 +1,6 @@
 """Encoded corpora: ids and lines of all pairs in one memory-mapped Arrow file, cached by what made it."""
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from nmt.errors import UserError
 from nmt.lines import atomic_path
+from nmt.lock import lock_file
 from nmt.pool import Spread, map_in_order
 from nmt.vocabulary import UNK, Vocabulary
 
@@ -252,7 +252,7 @@ def _place(path: Path) -> Iterator[tuple[Path, Path | None]]:
             path.parent.mkdir(parents=True, exist_ok=True)
             folder = os.open(path.parent, os.O_RDONLY)
             stack.callback(os.close, folder)
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(folder)
         except OSError:
             yield stack.enter_context(atomic_path(path)), None
             return

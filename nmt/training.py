@@ -30,7 +30,7 @@ from nmt.models import Recurrent, Seq2Seq, make_recurrent
 from nmt.module import TranslationModule
 from nmt.preemption import Preemption
 from nmt.profiling import Profiling
-from nmt.run import RunFolder, Saver
+from nmt.run import TENSORBOARD, RunFolder, Saver
 from nmt.shortage import shortage_told
 from nmt.state import AtomicCheckpointIO
 from nmt.stopper import Stopper
@@ -66,7 +66,12 @@ def train(
     """
     folder = RunFolder(config.run)
     with folder.lock:
-        return _train(config, folder, start, resume, given)
+        try:
+            return _train(config, folder, start, resume, given)
+        except UserError:
+            # What ends before the first update is done leaves nothing that a further try would have to remove.
+            folder.discard()
+            raise
 
 
 def _train(
@@ -330,7 +335,7 @@ def make_trainer(
             # Clipping is the module's, which reports the norm too; Lightning must know that it is wanted.
             gradient_clip_val=settings.clip or None,
             log_every_n_steps=settings.log_every,
-            logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
+            logger=TensorBoardLogger(folder.path, name="", version=TENSORBOARD),
             callbacks=list(callbacks),
             # The environment keeps Lightning from reading that of a launcher, which `nmt.world` does.
             plugins=[AtomicCheckpointIO(), LightningEnvironment()],
