@@ -77,8 +77,7 @@ def iterate_parallel(source: str | Path, target: str | Path) -> Iterator[tuple[s
     if str(source) == str(target) == "-":
         raise UserError("Source and target cannot both be standard input (-); give at least one file.")
     files = iterate_lines(source), iterate_lines(target)
-    count = 0
-    for first, second in zip_longest(*files):
+    for count, (first, second) in enumerate(zip_longest(*files)):
         if first is None or second is None:
             counts = [count + (line is not None) + sum(1 for _ in rest)
                       for line, rest in zip((first, second), files, strict=True)]  # fmt: skip
@@ -86,7 +85,6 @@ def iterate_parallel(source: str | Path, target: str | Path) -> Iterator[tuple[s
                 f"{name_of(source)} has {counts[0]:,} lines and {name_of(target)} has {counts[1]:,}; line i of one "
                 "must be the translation of line i of the other. (A line ends at \\n only.)"
             )
-        count += 1
         yield first, second
 
 

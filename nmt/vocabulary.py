@@ -335,7 +335,9 @@ class SentencePiece(Vocabulary):
         return self._processor.encode(line, out_type=str)
 
 
-def train_vocabularies(pairs: "Iterable[Pair]", config: VocabularyConfig, seed: int = 0) -> tuple[Vocabulary, Vocabulary]:
+def train_vocabularies(
+    pairs: "Iterable[Pair]", config: VocabularyConfig, seed: int = 0
+) -> tuple[Vocabulary, Vocabulary]:
     """Trains the vocabularies of source and target; the same object twice when `config.joint`.
 
     Args:

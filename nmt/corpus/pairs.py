@@ -84,7 +84,7 @@ class Bitext:
         self._tell(dropped)
 
     def __len__(self) -> int:
-        return self._surveyed[0].count
+        return self._surveyed[0].pairs
 
     def checksum(self) -> str:
         """As that of `Pairs`."""
@@ -135,7 +135,7 @@ class Bitext:
 
 
 class _Survey(NamedTuple):
-    count: int
+    pairs: int
     checksum: str
 
 

@@ -29,7 +29,9 @@ def generate(pairs: int) -> Bitext:
     generator = np.random.default_rng(1)
     letters = list("abcdefghijklmnopqrstuvwxyz")
     words = ["".join(generator.choice(letters, count)) for count in generator.integers(1, 9, 2_000)]
-    halves = [[" ".join(generator.choice(words, count)) for count in generator.integers(2, 9, _PARTS)] for _ in range(4)]
+    halves = [
+        [" ".join(generator.choice(words, count)) for count in generator.integers(2, 9, _PARTS)] for _ in range(4)
+    ]
 
     def read(_: object) -> Iterator[tuple[str, str]]:
         for number in range(pairs):

@@ -1,4 +1,4 @@
-"""Batches of a text that is read through a buffer: each pair once an epoch, whatever the processes and interruptions."""
+"""Batches of a text that is read through a buffer: each pair once an epoch, whoever goes on with it."""
 
 import itertools
 import weakref

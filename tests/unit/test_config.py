@@ -25,7 +25,13 @@ from nmt.vocabulary import VocabularyConfig
 nan = math.nan
 IMPOSSIBLE = {
     ("", TrainConfig): {"seed": [-1, 2**63], "objective": ["ce"], "run": [""]},
-    ("data", DataConfig): {"batch_tokens": [-1], "buffer": [-1, 2**63], "max_length": [0], "dev_lines": [-1], "max_unknown": [-0.1, 2, nan]},
+    ("data", DataConfig): {
+        "batch_tokens": [-1],
+        "buffer": [-1, 2**63],
+        "max_length": [0],
+        "dev_lines": [-1],
+        "max_unknown": [-0.1, 2, nan],
+    },
     ("data.vocabulary", VocabularyConfig): {
         "size": [0, 7],
         "kind": ["word"],
@@ -218,6 +224,8 @@ def test_the_defaults_are_a_valid_file(tmp_path):
         ("qqqqqqqq: 3", r"unknown key 'qqqqqqqq'\. nmt train --help"),
         ("3: 3", "unknown key '3'"),
         ("model: 3", "model is 3; it is a section"),
+        ("seed: null", "seed is null; give a value, or leave the key out"),
+        ("trainer: {max_steps: }", "trainer.max_steps is null"),
         ("soft_beam: {search: [1]}", r"soft_beam.search is \[1\]; it is a section"),
         ("- a\n- b", "holds a list"),
         ("text", "holds the plain value 'text'"),

@@ -155,7 +155,7 @@ def test_a_text_is_read_pass_by_pass(make_card, tmp_path, caplog):
     assert text.checksum() == text.held().checksum() and text.dropped == {"empty": 1}
     assert caplog.text.count("toy/train: left out 1 empty by the card's filter") == 1
     assert list(text.head(1)) == list(text.held().head(1)) == [("one two", "un deux")]
-    assert list(text.swapped())[0] == ("un deux", "one two")
+    assert next(iter(text.swapped())) == ("un deux", "one two")
     with pytest.raises(UserError, match="record 1: half a character"):
         (tmp_path / "toy/test.jsonl").write_text('{"en": "\\ud83d", "fr": "b"}')
         make_card().read("test")
