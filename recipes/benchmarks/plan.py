@@ -1,8 +1,8 @@
-"""What the training of a recipe costs on paper: some updates of its model on generated ids, and all of them at that speed.
+"""What the training of a recipe costs on paper: some updates of its model on generated ids, and all at that speed.
 
 python recipes/benchmarks/plan.py recipes/configs/large.yaml: forward and backward pass, clipping and optimiser, CPU
-time on the CPU and wall time on a GPU. Sentences have 5 to 55 tokens, 30 on average, on both sides; batches are packed as in
-training, but smaller on a CPU (--batch_tokens). Vocabularies have the size of the configuration.
+time on the CPU and wall time on a GPU. Sentences have 5 to 55 tokens, 30 on average, on both sides; batches are packed
+as in training, but smaller on a CPU (--batch_tokens). Vocabularies have the size of the configuration.
 """
 
 import argparse
@@ -79,9 +79,8 @@ def main() -> None:
     share = tokens / (min(chosen.updates, len(full) - 1) * chosen.batch_tokens)
     whole = config.trainer.max_steps * config.data.batch_tokens * share
     print(describe())
-    print(
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} million parameters, {speed:,.0f} target tokens a second"
-    )
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{parameters:.0f} million parameters, {speed:,.0f} target tokens a second")
     print(f"{config.trainer.max_steps:,} updates of {config.data.batch_tokens:,} tokens, {share:.0%} of them in use: "
           f"{whole / 1e9:.2f} billion target tokens, {whole / speed / 86_400:,.0f} days")  # fmt: skip
 

@@ -8,7 +8,7 @@ import yaml
 
 from nmt.adapters import LoraConfig
 from nmt.config import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
-from nmt.config_file import check_config_file, keys_of
+from nmt.config_file import check_config_file, keys_of, parse_run
 from nmt.errors import UserError
 from nmt.models import RNNsearchConfig
 from nmt.objectives import (
@@ -244,6 +244,11 @@ def test_files_are_checked_before_they_are_parsed(tmp_path, monkeypatch, content
         check_config_file("c.yaml", TrainConfig)
     assert "c.yaml" in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_flag_that_is_null_is_told():
+    with pytest.raises(UserError, match="seed is None; give 0 or more"):
+        parse_run(["--seed=null"])
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
