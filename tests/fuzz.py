@@ -52,6 +52,7 @@ VALUES: dict[Any, list[Any]] = {
 }
 OFTEN = {
     "data.batch_tokens": [0, 1, 2, 10, 60, 400, 4096],
+    "data.buffer": [1, 7, 100],
     "data.max_length": [1, 2, 5, 20, 100],
     "data.vocabulary.size": [8, 20, 40, 80, 200, 5000],
     "data.max_unknown": [0, 0.5, 1],
@@ -216,10 +217,10 @@ def run_case(seed: int, number: int, folder: Path, seconds: float = 60) -> tuple
     return code, process.text, fault_of(code, process.text)
 
 
-def run_cases(seed: int, numbers: range, keep: Path) -> Iterator[tuple[int, int, str, str | None]]:
+def run_cases(seed: int, numbers: range, keep: Path, seconds: float = 60) -> Iterator[tuple[int, int, str, str | None]]:
     for number in numbers:
         folder = keep / f"{seed}-{number}"
-        code, told, fault = run_case(seed, number, folder)
+        code, told, fault = run_case(seed, number, folder, seconds)
         if fault is None:
             shutil.rmtree(folder)
         yield number, code, told, fault
@@ -231,12 +232,13 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "fuzz", help="folder of the faults")
+    parser.add_argument("--seconds", type=float, default=60, help="for a case; more on a busy machine")
     options = parser.parse_args()
     prepare()
     codes: collections.Counter[int] = collections.Counter()
     faults: dict[str, list[int]] = {}
     for number, code, _, fault in run_cases(
-        options.seed, range(options.first, options.first + options.cases), options.keep
+        options.seed, range(options.first, options.first + options.cases), options.keep, options.seconds
     ):
         codes[code] += 1
         if fault is not None:
