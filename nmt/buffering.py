@@ -164,12 +164,12 @@ class BufferedStream:
                     f"the first {place.pair:,} pairs of {self.text.name} are others than when the run was trained on "
                     "them; restore the text, or begin a new run with --from"
                 )
-            left_out = np.zeros(4, int)
+            counted = np.zeros(4, int)
             while True:
                 # The last buffer is let go before the next is read.
                 self._held = None
                 held, counts = self._read(pairs, place, digest)
-                left_out += counts
+                counted += counts
                 if not counts[0]:
                     break
                 batches = 0
@@ -182,7 +182,8 @@ class BufferedStream:
                 )
                 held = None
             if place.epoch == 0:
-                report_left_out(*map(int, left_out), self.max_length)
+                total, used, too_long, empty = counted.tolist()
+                report_left_out(total, used, too_long, empty, self.max_length)
             place = Place(place.epoch + 1, 0, place.buffer, place.batch)
 
     def _read(

@@ -71,7 +71,7 @@ def check_config_file(path: str | Path, kind: type) -> None:
     known = dict(keys_of(kind))
     for key, value in _walk(content, path):
         if key not in known:
-            raise UserError(f"{path}: unknown key '{key}'.{hint(key, known)} nmt train --help lists all")
+            raise UserError(f"{path}: unknown key '{key}'.{hint(key, set(known))} nmt train --help lists all")
         section = any(name.startswith(f"{key}.") for name in known)
         if section and not isinstance(value, Mapping):
             raise UserError(f"{path}: {key} is {value!r}; it is a section, give keys below it")

@@ -69,7 +69,8 @@ class TranslationData(pl.LightningDataModule):
         )
         self._train_checksum = known.checksum()
         self.dev_corpus = self._encode(self.dev_pairs, cache)
-        limits = {"max_length": config.max_length, "sampling": config.vocabulary.sampling, "rank": rank, "world": world}
+        limits: dict[str, Any] = {"max_length": config.max_length, "sampling": config.vocabulary.sampling}
+        limits |= {"rank": rank, "world": world}
         budget = config.batch_tokens or NO_BUDGET
         self.stream: TrainingStream | BufferedStream
         if config.buffer:

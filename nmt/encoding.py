@@ -153,8 +153,9 @@ class EncodedCorpus(Encoded):
         sizes = [batch.num_rows for batch in batches]
         if any(size != _CHUNK for size in sizes[:-1]) or sum(sizes) != int(metadata[b"rows"]):
             raise _DamagedError("rows are missing")
-        ids = ([_ids_of(batch.column(side)) for batch in batches] for side in (0, 1))
-        self._take(*ids, *([_texts_of(batch.column(side)) for batch in batches] for side in (2, 3)))
+        source, target = ([_ids_of(batch.column(side)) for batch in batches] for side in (0, 1))
+        source_lines, target_lines = ([_texts_of(batch.column(side)) for batch in batches] for side in (2, 3))
+        self._take(source, target, source_lines, target_lines)
 
     def __reduce__(self) -> tuple[type["EncodedCorpus"], tuple[Path]]:
         return EncodedCorpus, (self.path,)
