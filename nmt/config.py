@@ -202,9 +202,8 @@ class TrainConfig:
 
 def _check_least(section: str, config: object, least: int, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
-        # Not "value < least": that would let NaN pass. A flag may be null.
-        if value is None or not value >= least:
+        # Not "value < least": that would let NaN pass.
+        if not getattr(config, name) >= least:
             key = f"{section}.{name}".lstrip(".")
             raise UserError(f"{key} is {getattr(config, name)}; give {least} or more")
 

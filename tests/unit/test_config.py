@@ -247,7 +247,7 @@ def test_files_are_checked_before_they_are_parsed(tmp_path, monkeypatch, content
 
 
 def test_a_flag_that_is_null_is_told():
-    with pytest.raises(UserError, match="seed is None; give 0 or more"):
+    with pytest.raises(UserError, match="seed is None; give a whole number"):
         parse_run(["--seed=null"])
 
 
