@@ -3,18 +3,31 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nmt.encoding import EncodedCorpus
+from nmt.encoding import Encoded
 from nmt.errors import UserError
 from nmt.planning import Rows, check_budget, evaluation_batches, plan_batches
 from nmt.vocabulary import EOS, PAD, Special, Vocabulary
 
-__all__ = ["Batch", "TrainingStream", "collate", "evaluation_batches", "pad", "plan_batches"]
+__all__ = [
+    "Batch",
+    "TrainingStream",
+    "collate",
+    "cut_longer",
+    "evaluation_batches",
+    "fitting_rows",
+    "pad",
+    "plan_batches",
+    "report_beyond",
+    "report_left_out",
+    "usable_rows",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +91,7 @@ class Batch:
 
 
 def collate(
-    corpus: EncodedCorpus,
+    corpus: Encoded,
     rows: Sequence[int] | Rows,
     epoch: int,
     sampler: Sampler | None = None,
@@ -128,7 +141,7 @@ class TrainingStream:
 
     def __init__(
         self,
-        corpus: EncodedCorpus,
+        corpus: Encoded,
         budget: int,
         seed: int,
         start_batch: int = 0,
@@ -138,6 +151,7 @@ class TrainingStream:
         vocabularies: tuple[Vocabulary, Vocabulary] | None = None,
         rank: int = 0,
         world: int = 1,
+        rows: Rows | None = None,
     ) -> None:
         """Checks the corpus against the limits.
 
@@ -154,6 +168,7 @@ class TrainingStream:
             rank: this process takes the batches b with (b - start_batch) % world == rank.
             world: number of processes; an incomplete last round of a finite stream is left out, so that all
                 have equally many.
+            rows: the rows that are used, instead of those that max_length leaves and that have no empty side.
 
         Raises:
             UserError: no pair is left, a sentence is over the budget, or sampling without vocabularies.
@@ -166,13 +181,13 @@ class TrainingStream:
         self.start_batch, self.epochs = start_batch, epochs
         self.sampling, self._vocabularies = sampling, vocabularies
         self.rank, self.world = rank, world
-        self._keep(_usable_rows(corpus, max_length))
+        self._keep(_reported_rows(corpus, max_length) if rows is None else rows)
         self.set_budget(budget)
 
     def _keep(self, rows: Rows) -> None:
         self.rows = rows
-        self._source_lengths = self.corpus.source_lengths[rows]
-        self._target_lengths = self.corpus.target_lengths[rows]
+        self._source_lengths = self.corpus.source_lengths[rows - self.corpus.first]
+        self._target_lengths = self.corpus.target_lengths[rows - self.corpus.first]
 
     def leave_out_longer(self, source: int | None, target: int | None) -> None:
         """Leaves pairs out that have more pieces, EOS not counted, than a model has positions for; None for no limit.
@@ -180,15 +195,12 @@ class TrainingStream:
         Raises:
             UserError: none is left.
         """
-        fits = ~_beyond(self._source_lengths, source) & ~_beyond(self._target_lengths, target)
-        if fits.all():
-            return
-        count, limits = int((~fits).sum()), _tell_positions(source, target)
-        if not fits.any():
-            raise UserError(f"No pair is left to train on: all {count:,} are longer than {limits}; give shorter lines.")
-        logger.warning("Left out %s of %s pairs: longer than %s", f"{count:,}", f"{len(self.corpus):,}", limits)
-        self._keep(self.rows[fits])
-        self.set_budget(self.budget)
+        fitting = fitting_rows(self.corpus, self.rows, source, target)
+        beyond = len(self.rows) - len(fitting)
+        report_beyond(len(self.corpus), len(fitting), beyond, source, target)
+        if beyond:
+            self._keep(fitting)
+            self.set_budget(self.budget)
 
     def set_budget(self, budget: int) -> None:
         """Another budget: another plan of all batches.
@@ -199,6 +211,11 @@ class TrainingStream:
         check_budget(np.maximum(self._source_lengths, self._target_lengths).astype(np.int64) + 1, budget, self.rows)
         self.budget = budget
         self._counts: dict[int, int] = {}
+
+    @property
+    def usable(self) -> int:
+        """Pairs to train on."""
+        return len(self.rows)
 
     @property
     def longest(self) -> int:
@@ -218,21 +235,20 @@ class TrainingStream:
     def batches_in_epoch(self, epoch: int) -> int:
         """The number of batches of an epoch (of all ranks together); epochs differ a little."""
         if epoch not in self._counts:
-            self._plan(epoch)
+            self.plan(epoch)
         return self._counts[epoch]
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self._locate(self.start_batch)
         while self.epochs is None or epoch < self.epochs:
-            plan = self._plan(epoch)
+            plan = self.plan(epoch)
             for number, rows in enumerate(plan, start=first):
                 place = number - self.start_batch
                 if place >= 0 and place % self.world == self.rank:
                     round_end = number - self.rank + self.world - 1
                     if round_end >= first + len(plan) and not self._holds(round_end):
                         return
-                    sampler = self._sampler(number) if self.sampling else None
-                    yield collate(self.corpus, rows, epoch, sampler, self._vocabularies)
+                    yield self.batch(rows, number, epoch)
             first += len(plan)
             epoch += 1
 
@@ -247,10 +263,31 @@ class TrainingStream:
             epoch += 1
         return epoch, first
 
-    def _plan(self, epoch: int) -> list[Rows]:
+    def plan(self, epoch: int) -> list[Rows]:
+        """The rows of each batch of an epoch."""
         plan = plan_batches(self._source_lengths, self._target_lengths, self.budget, seed=self.seed, epoch=epoch)
         self._counts[epoch] = len(plan)
         return [self.rows[rows] for rows in plan]
+
+    def batch(self, rows: Rows, number: int, epoch: int) -> Batch:
+        """The batch of that number, of these rows."""
+        sampler = self._sampler(number) if self.sampling else None
+        return collate(self.corpus, rows, epoch, sampler, self._vocabularies)
+
+    def lines(self, row: int) -> tuple[str, str] | None:
+        """The pair of a row as it was read."""
+        return self.corpus.source_line(row), self.corpus.target_line(row)
+
+    def length(self, row: int) -> int:
+        """Pieces of the longer side of the pair of a row, without EOS."""
+        return int(max(len(self.corpus.source(row)), len(self.corpus.target(row))))
+
+    def state(self, batch: int) -> dict[str, Any]:
+        """What a resumed run needs beside the number of its next batch: nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a state."""
 
     def _sampler(self, number: int) -> Sampler:
         source_seed, target_seed = np.random.SeedSequence([self.seed % 2**63, number]).generate_state(2)
@@ -265,7 +302,7 @@ class TrainingStream:
         return sample
 
 
-def cut_longer(corpus: EncodedCorpus, source: int | None, target: int | None, name: str) -> Sampler | None:
+def cut_longer(corpus: Encoded, source: int | None, target: int | None, name: str) -> Sampler | None:
     """For `collate`, the ids of pairs up to what a model has positions for (EOS not counted; None for no limit). How
     many are longer is told; where none is, there is nothing to cut.
 
@@ -298,18 +335,53 @@ def _tell_positions(source: int | None, target: int | None) -> str:
     return f"the model has positions for, {' and '.join(sides)}"
 
 
-def _usable_rows(corpus: EncodedCorpus, max_length: int | None) -> Rows:
+def usable_rows(corpus: Encoded, max_length: int | None) -> tuple[Rows, int, int]:
+    """The rows that can be trained on; and how many others are too long, and how many have an empty side."""
     shorter = np.minimum(corpus.source_lengths, corpus.target_lengths)
     longer = np.maximum(corpus.source_lengths, corpus.target_lengths)
     too_long = np.zeros(len(corpus), bool) if max_length is None else longer > max_length
     empty = shorter == 0
-    if too_long.any():
+    return np.flatnonzero(~(too_long | empty)) + corpus.first, int(too_long.sum()), int(empty.sum())
+
+
+def report_left_out(pairs: int, used: int, too_long: int, empty: int, max_length: int | None) -> None:
+    """Logs how many pairs are not trained on.
+
+    Raises:
+        UserError: none is.
+    """
+    if too_long:
         logger.info("Left out %s of %s pairs: longer than max_length = %s pieces on a side",
-                    f"{too_long.sum():,}", f"{len(corpus):,}", max_length)  # fmt: skip
-    if empty.any():
-        logger.info("Left out %s of %s pairs: a side is empty", f"{empty.sum():,}", f"{len(corpus):,}")
-    rows = np.flatnonzero(~(too_long | empty))
-    if not len(rows):
-        raise UserError(f"No pair is left to train on: of {len(corpus):,}, {too_long.sum():,} are over "
-                        f"max_length = {max_length} pieces and {empty.sum():,} have an empty side.")  # fmt: skip
+                    f"{too_long:,}", f"{pairs:,}", max_length)  # fmt: skip
+    if empty:
+        logger.info("Left out %s of %s pairs: a side is empty", f"{empty:,}", f"{pairs:,}")
+    if not used:
+        raise UserError(f"No pair is left to train on: of {pairs:,}, {too_long:,} are over "
+                        f"max_length = {max_length} pieces and {empty:,} have an empty side.")  # fmt: skip
+
+
+def fitting_rows(corpus: Encoded, rows: Rows, source: int | None, target: int | None) -> Rows:
+    """Those of the rows that a model has positions for: at most so many pieces, EOS not counted; None for no limit."""
+    places = rows - corpus.first
+    beyond = _beyond(corpus.source_lengths[places], source) | _beyond(corpus.target_lengths[places], target)
+    return rows[~beyond]
+
+
+def report_beyond(pairs: int, used: int, beyond: int, source: int | None, target: int | None) -> None:
+    """Tells how many pairs are not trained on because a model has no positions for them.
+
+    Raises:
+        UserError: no other is left.
+    """
+    if not beyond:
+        return
+    limits = _tell_positions(source, target)
+    if not used:
+        raise UserError(f"No pair is left to train on: all {beyond:,} are longer than {limits}; give shorter lines.")
+    logger.warning("Left out %s of %s pairs: longer than %s", f"{beyond:,}", f"{pairs:,}", limits)
+
+
+def _reported_rows(corpus: Encoded, max_length: int | None) -> Rows:
+    rows, too_long, empty = usable_rows(corpus, max_length)
+    report_left_out(len(corpus), len(rows), too_long, empty, max_length)
     return rows

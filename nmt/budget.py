@@ -144,7 +144,7 @@ def settle_budget(
     """
     stream = module.data.stream
     # At most one that holds all of the text; at least one that holds its longest sentence.
-    most = min(MOST["cuda" if device.type == "cuda" else "cpu"], 2 * stream.longest * len(stream.rows))
+    most = min(MOST["cuda" if device.type == "cuda" else "cpu"], 2 * stream.longest * stream.usable)
     most = max(most, 2 * stream.longest)
     module.to(device)
     limit = int(SHARE * free_memory(device))

@@ -37,6 +37,10 @@ class DataConfig:
     batch_tokens: int = 4096
     """Most tokens of a batch on either side, padding counted; 0: as many as memory holds (at most 8,192 on a CPU,
     131,072 on a GPU), found when the run begins and kept in its configuration."""
+    buffer: int = 0
+    """Pairs of the training text that are held at a time, where it does not fit into memory: it is read in order,
+    encoded on the way and shuffled among so many, and the first so many train the vocabularies. 0: the whole text,
+    encoded in the cache, shuffled as a whole."""
     max_length: int = 100
     """Training pairs with more pieces than this on either side are kept out, and counted."""
     max_unknown: float = 0.01
@@ -48,7 +52,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_least("data", self, 1, "max_length")
-        _check_least("data", self, 0, "batch_tokens", "dev_lines")
+        _check_least("data", self, 0, "batch_tokens", "buffer", "dev_lines")
+        _check_most("data", self, 2**40, "buffer")
         if not 0 <= self.max_unknown <= 1:
             raise UserError(f"data.max_unknown is {self.max_unknown}; give a share from 0 to 1")
         files = [self.train_source, self.train_target, self.dev_source, self.dev_target]
@@ -185,6 +190,11 @@ class TrainConfig:
             raise UserError(
                 f"lora.rank is {self.lora.rank}, which freezes all but the adapters, and trainer.freeze is given, too; "
                 "leave that out, and choose layers by lora.targets"
+            )
+        if self.data.buffer and self.trainer.max_epochs is not None:
+            raise UserError(
+                f"trainer.max_epochs is {self.trainer.max_epochs}, but data.buffer is {self.data.buffer}: how many "
+                "updates an epoch has is not known beforehand; give trainer.max_steps"
             )
         if not self.run:
             raise UserError("run is empty; give the folder of the run")

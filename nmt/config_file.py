@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import yaml
 
@@ -68,13 +68,15 @@ def check_config_file(path: str | Path, kind: type) -> None:
         raise UserError(f"{path}{where}: not YAML ({problem}); see recipes/configs for examples") from None
     if content is None:
         raise UserError(f"{path} is empty; give a YAML file with keys such as data and model")
-    known = {name for name, _ in keys_of(kind)}
+    known = dict(keys_of(kind))
     for key, value in _walk(content, path):
         if key not in known:
-            raise UserError(f"{path}: unknown key '{key}'.{hint(key, known)} nmt train --help lists all")
+            raise UserError(f"{path}: unknown key '{key}'.{hint(key, set(known))} nmt train --help lists all")
         section = any(name.startswith(f"{key}.") for name in known)
         if section and not isinstance(value, Mapping):
             raise UserError(f"{path}: {key} is {value!r}; it is a section, give keys below it")
+        if value is None and type(None) not in get_args(known[key]):
+            raise UserError(f"{path}: {key} is null; give a value, or leave the key out")
 
 
 def read_config(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> "TrainConfig":

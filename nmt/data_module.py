@@ -13,9 +13,10 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from nmt.batching import Batch, Sampler, TrainingStream, collate, cut_longer, evaluation_batches
+from nmt.buffering import BufferedStream
 from nmt.config import DataConfig, TrainerConfig
-from nmt.corpus import Pairs, load_card, pairs_from_files
-from nmt.encoding import EncodedCorpus, encode_pairs
+from nmt.corpus import Bitext, Pairs, bitext_from_files, load_card, pairs_from_files
+from nmt.encoding import EncodedCorpus, HeldCorpus, check_unknown, encode_pairs
 from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.tokenizer import TokenizerVocabulary
@@ -28,14 +29,16 @@ NO_BUDGET = 2**31
 """Of the stream until the budget is found (data.batch_tokens 0)."""
 LARGEST_DECODED = 2**14
 """Tokens of a batch of a validation: larger ones are no faster, and beams need memory of their own."""
+CHECKED = 10_000
+"""Pairs of a buffered text of which the share of unknown pieces is looked at."""
 
 
 class TranslationData(pl.LightningDataModule):
     """Training and dev batches.
 
-    Its state is one number, how many batches have been trained on, by all processes: batch b of the stream is a pure
-    function of corpus, budget, seed and b, so a resumed run sees the very batches that an unbroken one sees, whatever
-    the number of processes.
+    Its state is how many batches have been trained on, by all processes: batch b of the stream is a pure function of
+    corpus, budget, seed and b, so a resumed run sees the very batches that an unbroken one sees, whatever the number of
+    processes. With a buffer there is the place, too, where the text is read on.
 
     Args:
         config: section `data`.
@@ -57,23 +60,26 @@ class TranslationData(pl.LightningDataModule):
         self.config = config
         self.seed = seed
         self.trained_batches = 0
-        self.train_pairs, self.dev_pairs = read_pairs(config)
+        self.train_text, self.dev_pairs = read_texts(config)
         cache = Path(config.cache) if config.cache else default_cache()
-        self.source_vocabulary, self.target_vocabulary = choose_vocabularies(
-            self.train_pairs, config.vocabulary, seed, cache, vocabularies
+        # Of a text that does not fit into memory the first pairs stand for all.
+        known = self.train_text.head(config.buffer) if config.buffer else self.train_text
+        self.source_vocabulary, self.target_vocabulary = both = choose_vocabularies(
+            known, config.vocabulary, seed, cache, vocabularies
         )
-        self.train_corpus = self._encode(self.train_pairs, cache)
+        self._train_checksum = known.checksum()
         self.dev_corpus = self._encode(self.dev_pairs, cache)
-        self.stream = TrainingStream(
-            self.train_corpus,
-            config.batch_tokens or NO_BUDGET,
-            seed,
-            max_length=config.max_length,
-            sampling=config.vocabulary.sampling,
-            vocabularies=(self.source_vocabulary, self.target_vocabulary),
-            rank=rank,
-            world=world,
-        )
+        limits: dict[str, Any] = {"max_length": config.max_length, "sampling": config.vocabulary.sampling}
+        limits |= {"rank": rank, "world": world}
+        budget = config.batch_tokens or NO_BUDGET
+        self.stream: TrainingStream | BufferedStream
+        if config.buffer:
+            checked = HeldCorpus(itertools.islice(known, CHECKED), both)
+            check_unknown(checked, known.name, both, config.max_unknown)
+            self.stream = BufferedStream(self.train_text, both, config.buffer, budget, seed, **limits)
+        else:
+            corpus = self._encode(self.train_text, cache)
+            self.stream = TrainingStream(corpus, budget, seed, vocabularies=both, **limits)
         self._dev_sampler: Sampler | None = None
 
     def set_positions(self, source: int | None, target: int | None) -> None:
@@ -82,21 +88,26 @@ class TranslationData(pl.LightningDataModule):
         self.stream.leave_out_longer(source, target)
         self._dev_sampler = cut_longer(self.dev_corpus, source, target, self.dev_pairs.name)
 
+    @property
+    def pairs(self) -> int | None:
+        """Pairs to train on, those left out counted; None where they are not known beforehand."""
+        return None if self.config.buffer else len(self.train_text)
+
     def set_budget(self, budget: int) -> None:
         """Batches of so many tokens from here on, in place of data.batch_tokens; none may have been trained on."""
         assert self.trained_batches == 0
         self.config = replace(self.config, batch_tokens=budget)
         self.stream.set_budget(budget)
 
-    def _encode(self, pairs: Pairs, cache: Path) -> EncodedCorpus:
+    def _encode(self, pairs: Bitext | Pairs, cache: Path) -> EncodedCorpus:
         return encode_pairs(
             pairs, self.source_vocabulary, self.target_vocabulary, cache, max_unknown=self.config.max_unknown
         )
 
     def checksums(self) -> dict[str, str]:
-        """sha256 of the texts and of the vocabularies."""
+        """sha256 of the texts (of a buffered one, its first pairs) and of the vocabularies."""
         return {
-            "train": self.train_pairs.checksum(),
+            "train": self._train_checksum,
             "dev": self.dev_pairs.checksum(),
             "source_vocabulary": self.source_vocabulary.checksum(),
             "target_vocabulary": self.target_vocabulary.checksum(),
@@ -113,16 +124,14 @@ class TranslationData(pl.LightningDataModule):
         numbers = ", ".join(f"{row + 1:,}" for row in rows[:most])
         rest = f" and {len(rows) - most:,} more" if len(rows) > most else ""
         # A card's filter leaves lines out.
-        kind = "pairs" if self.train_pairs.dropped else "lines"
-        pairs = self.train_pairs
-        texts = [" -> ".join(_cut(side[row], width) for side in (pairs.source, pairs.target)) for row in rows[:shown]]
-        return f"{kind} {numbers}{rest} of {pairs.name} (first {', '.join(texts)})"
+        kind = "pairs" if self.config.buffer or self.train_text.dropped else "lines"
+        found = [lines for row in rows[:shown] if (lines := self.stream.lines(row)) is not None]
+        texts = ", ".join(" -> ".join(_cut(line, width) for line in lines) for lines in found)
+        return f"{kind} {numbers}{rest} of {self.train_text.name}" + f" (first {texts})" * bool(texts)
 
     def name_longest(self, rows: Sequence[int]) -> str:
         """As `name_lines`, with the longest pairs first."""
-        corpus = self.train_corpus
-        length = {row: max(corpus.source_lengths[row], corpus.target_lengths[row]) for row in rows}
-        return self.name_lines(sorted(rows, key=lambda row: (-length[row], row)), most=4, shown=1)
+        return self.name_lines(sorted(rows, key=lambda row: (-self.stream.length(row), row)), most=4, shown=1)
 
     def train_dataloader(self) -> "NumberedBatches":
         self.stream.start_batch = self.trained_batches
@@ -136,6 +145,7 @@ class TranslationData(pl.LightningDataModule):
         """
         if settings.max_epochs is None:
             return settings.max_steps
+        assert isinstance(self.stream, TrainingStream), "the configuration refuses max_epochs beside a buffer"
         batches = epoch = 0
         an_update = settings.accumulate * self.stream.world
         # To plan an epoch takes time: none is planned that max_steps does not reach.
@@ -158,16 +168,20 @@ class TranslationData(pl.LightningDataModule):
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"trained_batches": self.trained_batches}
+        place = self.stream.state(self.trained_batches)
+        return {"trained_batches": self.trained_batches} | ({"stream": place} if place else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.trained_batches = state_dict["trained_batches"]
+        # A run of a whole text has none.
+        if state_dict.get("stream"):
+            self.stream.restore(state_dict["stream"])
 
 
 class NumberedBatches:
     """Batches with their number in the run, from which the randomness of a step is drawn."""
 
-    def __init__(self, stream: TrainingStream) -> None:
+    def __init__(self, stream: TrainingStream | BufferedStream) -> None:
         self.stream = stream
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
@@ -179,18 +193,20 @@ def _cut(line: str, width: int) -> str:
     return repr(line if len(line) <= width else f"{line[:width]}...")
 
 
-def read_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
-    """Training and dev pairs of a card or of files.
+def read_texts(config: DataConfig) -> tuple[Bitext | Pairs, Pairs]:
+    """Training and dev text of a card or of files; the former is read pass by pass.
 
     Raises:
         UserError: nothing is named, a file is missing or unequal, a split is empty.
     """
+    train: Bitext | Pairs
     if config.corpus:
         card = load_card(config.corpus, config.corpus_dir)
         direction = config.source_language, config.target_language
-        train, dev = card.read("train", *direction), card.read("dev", *direction)
+        train = card.bitext("train", *direction, streaming=bool(config.buffer))
+        dev = card.read("dev", *direction)
     elif config.train_source and config.train_target and config.dev_source and config.dev_target:
-        train = pairs_from_files(config.train_source, config.train_target)
+        train = bitext_from_files(config.train_source, config.train_target)
         dev = pairs_from_files(config.dev_source, config.dev_target)
     else:
         raise UserError(
@@ -198,9 +214,9 @@ def read_pairs(config: DataConfig) -> tuple[Pairs, Pairs]:
             "data.dev_source and data.dev_target"
         )
     if config.dev_lines:
-        dev = Pairs(dev.source[: config.dev_lines], dev.target[: config.dev_lines], dev.name)
+        dev = dev.head(config.dev_lines)
     for pairs in (train, dev):
-        if not any(line.strip() for line in pairs.source):
+        if not any(source.strip() for source, _ in pairs):
             raise UserError(f"{pairs.name} has no text on its source side; give at least one sentence pair")
     return train, dev
 
@@ -211,7 +227,7 @@ def default_cache() -> Path:
 
 
 def choose_vocabularies(
-    pairs: Pairs,
+    pairs: Bitext | Pairs,
     config: VocabularyConfig,
     seed: int,
     cache: Path,
@@ -238,7 +254,7 @@ def choose_vocabularies(
 
 
 def cached_vocabularies(
-    pairs: Pairs, config: VocabularyConfig, seed: int, cache: Path
+    pairs: Bitext | Pairs, config: VocabularyConfig, seed: int, cache: Path
 ) -> tuple[Vocabulary, Vocabulary]:
     """Trains the vocabularies, or takes them from the cache when text, settings and seed are the same."""
     settings = asdict(config)

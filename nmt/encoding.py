@@ -1,13 +1,12 @@
 """Encoded corpora: ids and lines of all pairs in one memory-mapped Arrow file, cached by what made it."""
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,13 +15,15 @@ from numpy.typing import NDArray
 
 from nmt.errors import UserError
 from nmt.lines import atomic_path
+from nmt.lock import lock_file
 from nmt.pool import Spread, map_in_order
 from nmt.vocabulary import UNK, Vocabulary
 
 if TYPE_CHECKING:
     import pyarrow
 
-    from nmt.corpus import Pairs
+    from nmt.corpus import Bitext, Pairs
+    from nmt.corpus.pairs import Pair
 
 logger = logging.getLogger(__name__)
 
@@ -47,52 +48,24 @@ class _Texts(NamedTuple):
     data: memoryview
 
 
-class EncodedCorpus:
-    """The rows of an Arrow file, read through a memory map: opening costs no memory for the text.
+class Encoded:
+    """Ids and lines of pairs, in chunks of `_CHUNK` rows of which all but the last are full.
 
     Attributes:
-        path: the file.
-        checksum: sha256 of what made it: lines, vocabularies and format.
+        first: number of the first row.
         source_lengths: (rows,) int32, pieces of each source without EOS.
         target_lengths: (rows,) int32, pieces of each target without EOS.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Opens a file that `encode_pairs` has written.
+    first = 0
 
-        Raises:
-            UserError: the file is missing, damaged or of another format version.
-        """
-        self.path = Path(path)
-        try:
-            self._open()
-        except _DamagedError as error:
-            raise UserError(f"{path} is not a whole encoded corpus ({error}); delete it and encode again.") from None
-
-    def _open(self) -> None:
-        import pyarrow as pa
-
-        try:
-            reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
-            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        except (pa.ArrowException, OSError) as error:
-            raise _DamagedError(str(error)) from None
-        metadata = reader.schema.metadata or {}
-        if metadata.get(b"format") != str(_FORMAT).encode():
-            raise _DamagedError(f"format {metadata.get(b'format')!r} instead of {_FORMAT}")
-        self.checksum = metadata[b"checksum"].decode()
-        sizes = [batch.num_rows for batch in batches]
-        if any(size != _CHUNK for size in sizes[:-1]) or sum(sizes) != int(metadata[b"rows"]):
-            raise _DamagedError("rows are missing")
-        self._source = [_ids_of(batch.column(0)) for batch in batches]
-        self._target = [_ids_of(batch.column(1)) for batch in batches]
-        self._source_lines = [_texts_of(batch.column(2)) for batch in batches]
-        self._target_lines = [_texts_of(batch.column(3)) for batch in batches]
-        self.source_lengths = _lengths(self._source)
-        self.target_lengths = _lengths(self._target)
-
-    def __reduce__(self) -> tuple[type["EncodedCorpus"], tuple[Path]]:
-        return EncodedCorpus, (self.path,)
+    def _take(
+        self, source: list[_Ids], target: list[_Ids], source_lines: list[_Texts], target_lines: list[_Texts]
+    ) -> None:
+        self._source, self._target = source, target
+        self._source_lines, self._target_lines = source_lines, target_lines
+        self.source_lengths = _lengths(source)
+        self.target_lengths = _lengths(target)
 
     def __len__(self) -> int:
         return len(self.source_lengths)
@@ -135,18 +108,81 @@ class EncodedCorpus:
         for number, chunk in enumerate(chunks):
             found = np.flatnonzero(chunk.values == unknown)
             if len(found):
-                return number * _CHUNK + int(np.searchsorted(chunk.offsets, found[0], side="right")) - 1
+                return self.first + number * _CHUNK + int(np.searchsorted(chunk.offsets, found[0], side="right")) - 1
         return None
 
     def _place(self, i: int) -> tuple[int, int]:
-        row = int(i)
+        row = int(i) - self.first
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         return divmod(row, _CHUNK)
 
 
+class EncodedCorpus(Encoded):
+    """The rows of an Arrow file, read through a memory map: opening costs no memory for the text.
+
+    Attributes:
+        path: the file.
+        checksum: sha256 of what made it: lines, vocabularies and format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Opens a file that `encode_pairs` has written.
+
+        Raises:
+            UserError: the file is missing, damaged or of another format version.
+        """
+        self.path = Path(path)
+        try:
+            self._open()
+        except _DamagedError as error:
+            raise UserError(f"{path} is not a whole encoded corpus ({error}); delete it and encode again.") from None
+
+    def _open(self) -> None:
+        import pyarrow as pa
+
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        except (pa.ArrowException, OSError) as error:
+            raise _DamagedError(str(error)) from None
+        metadata = reader.schema.metadata or {}
+        if metadata.get(b"format") != str(_FORMAT).encode():
+            raise _DamagedError(f"format {metadata.get(b'format')!r} instead of {_FORMAT}")
+        self.checksum = metadata[b"checksum"].decode()
+        sizes = [batch.num_rows for batch in batches]
+        if any(size != _CHUNK for size in sizes[:-1]) or sum(sizes) != int(metadata[b"rows"]):
+            raise _DamagedError("rows are missing")
+        source, target = ([_ids_of(batch.column(side)) for batch in batches] for side in (0, 1))
+        source_lines, target_lines = ([_texts_of(batch.column(side)) for batch in batches] for side in (2, 3))
+        self._take(source, target, source_lines, target_lines)
+
+    def __reduce__(self) -> tuple[type["EncodedCorpus"], tuple[Path]]:
+        return EncodedCorpus, (self.path,)
+
+
+class HeldCorpus(Encoded):
+    """Rows in memory: about as many bytes as their text has, and 4 a piece.
+
+    Args:
+        pairs: the lines.
+        vocabularies: encode sources and targets.
+        first: number of the first row.
+    """
+
+    def __init__(self, pairs: "Iterable[Pair]", vocabularies: tuple[Vocabulary, Vocabulary], first: int = 0) -> None:
+        self.first = first
+        ids: tuple[list[_Ids], list[_Ids]] = ([], [])
+        texts: tuple[list[_Texts], list[_Texts]] = ([], [])
+        for lines in _chunks(pairs):
+            for side, encoded in enumerate(_encode(vocabularies, lines)):
+                ids[side].append(encoded)
+                texts[side].append(_held(lines[side]))
+        self._take(*ids, *texts)
+
+
 def encode_pairs(
-    pairs: "Pairs",
+    pairs: "Pairs | Bitext",
     source_vocabulary: Vocabulary,
     target_vocabulary: Vocabulary,
     cache_dir: str | Path,
@@ -157,7 +193,7 @@ def encode_pairs(
     """Encodes pairs of lines, or opens what an earlier call with equal lines and vocabularies has left.
 
     Args:
-        pairs: the lines.
+        pairs: the lines; a `Bitext` is read twice, and a third time for what an earlier call has left.
         source_vocabulary: encodes the sources.
         target_vocabulary: encodes the targets.
         cache_dir: folder of the Arrow files, made when missing. A damaged file in it is made anew; what an
@@ -185,7 +221,7 @@ def encode_pairs(
         with _place(path) as (place, old):
             _write(place, pairs, vocabularies, checksum, spread or partial(map_in_order, processes=processes), old)
         corpus = EncodedCorpus(path)
-    _check_unknown(corpus, pairs, vocabularies, max_unknown)
+    check_unknown(corpus, pairs.name, vocabularies, max_unknown)
     return corpus
 
 
@@ -217,7 +253,7 @@ def _place(path: Path) -> Iterator[tuple[Path, Path | None]]:
             path.parent.mkdir(parents=True, exist_ok=True)
             folder = os.open(path.parent, os.O_RDONLY)
             stack.callback(os.close, folder)
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(folder)
         except OSError:
             yield stack.enter_context(atomic_path(path)), None
             return
@@ -231,7 +267,7 @@ def _place(path: Path) -> Iterator[tuple[Path, Path | None]]:
 
 def _write(
     path: Path,
-    pairs: "Pairs",
+    pairs: "Pairs | Bitext",
     vocabularies: tuple[Vocabulary, Vocabulary],
     checksum: str,
     spread: Spread,
@@ -264,7 +300,7 @@ def _write(
 
 
 def _salvaged(
-    old: Path, schema: "pyarrow.Schema", pairs: "Pairs", vocabularies: tuple[Vocabulary, Vocabulary]
+    old: Path, schema: "pyarrow.Schema", pairs: "Iterable[Pair]", vocabularies: tuple[Vocabulary, Vocabulary]
 ) -> "list[pyarrow.RecordBatch]":
     """The whole batches at the beginning of a file that broke off; its table of contents, at the end, is not needed."""
     import pyarrow as pa
@@ -306,14 +342,22 @@ def _joined(rows: list[list[int]]) -> _Ids:
     return _Ids(offsets, np.fromiter(chain.from_iterable(rows), np.int32, int(offsets[-1])))
 
 
-def _chunks(pairs: "Pairs", first: int = 0) -> Iterator[tuple[list[str], list[str]]]:
-    for start in range(first * _CHUNK, len(pairs), _CHUNK):
-        yield pairs.source[start : start + _CHUNK], pairs.target[start : start + _CHUNK]
+def _chunks(pairs: "Iterable[Pair]", first: int = 0) -> Iterator[tuple[list[str], list[str]]]:
+    """Lines of source and target, `_CHUNK` of each, from the chunk of that number on."""
+    rest = islice(pairs, first * _CHUNK, None)
+    while chunk := list(islice(rest, _CHUNK)):
+        yield [pair[0] for pair in chunk], [pair[1] for pair in chunk]
 
 
-def _check_unknown(
-    corpus: EncodedCorpus, pairs: "Pairs", vocabularies: tuple[Vocabulary, Vocabulary], max_unknown: float
-) -> None:
+def check_unknown(corpus: Encoded, name: str, vocabularies: tuple[Vocabulary, Vocabulary], max_unknown: float) -> None:
+    """Raises UserError when too many pieces of a side are unknown.
+
+    Args:
+        corpus: the ids.
+        name: what the message calls it.
+        vocabularies: of source and target.
+        max_unknown: largest share of unknown pieces on either side.
+    """
     unknown = vocabularies[0].special.unknown, vocabularies[1].special.unknown
     for side, share, vocabulary in zip(("source", "target"), corpus.unknown_shares(unknown), vocabularies, strict=True):
         row = corpus.first_unknown(side, vocabulary.special.unknown) if share > max_unknown else None
@@ -321,7 +365,7 @@ def _check_unknown(
             line = corpus.source_line(row) if side == "source" else corpus.target_line(row)
             example = "".join(vocabulary.unknown_pieces(line))[:1]
             raise UserError(
-                f"{pairs.name}: {share:.1%} of the pieces of the {side} are unknown to its vocabulary (more "
+                f"{name}: {share:.1%} of the pieces of the {side} are unknown to its vocabulary (more "
                 f"than {max_unknown:.1%}), for example {example!r} in line {row + 1:,}. Are the languages in "
                 "the right order? Otherwise train a new vocabulary on this text, with character_coverage 1.0 or "
                 "byte_fallback."
@@ -345,6 +389,13 @@ def _texts_of(column: "pyarrow.StringArray") -> _Texts:
     if offsets[-1] > size or np.any(np.diff(offsets) < 0):
         raise _DamagedError("offsets of lines are out of order")
     return _Texts(offsets, memoryview(data) if data is not None else memoryview(b""))
+
+
+def _held(lines: list[str]) -> _Texts:
+    encoded = [line.encode() for line in lines]
+    offsets = np.zeros(len(lines) + 1, np.int32)
+    np.cumsum([len(line) for line in encoded], out=offsets[1:])
+    return _Texts(offsets, memoryview(b"".join(encoded)))
 
 
 def _lengths(chunks: list[_Ids]) -> NDArray[np.int32]:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ _PATIENCE = 5.0
 
 
 def read_hub(
-    name: str, split: str, *, config: str | None = None, revision: str | None = None, place: Path | None = None
+    name: str,
+    split: str,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    place: Path | None = None,
+    streaming: bool = False,
 ) -> Iterable[Mapping[str, Any]]:
     """Opens a split of a data set on the hub, in the hub's local cache, or in a local folder.
 
@@ -25,6 +31,7 @@ def read_hub(
         config: its configuration, for data sets with several.
         revision: commit or tag on the hub.
         place: the folder where the user may put a copy, for the message.
+        streaming: whether records come from where they are, instead of from a copy in the local cache.
 
     Returns:
         The records, in order.
@@ -39,7 +46,14 @@ def read_hub(
     offline = not local and (bool(constants.HF_HUB_OFFLINE) or not _reachable(constants.ENDPOINT))
     try:
         with _quiet(offline):
-            return datasets.load_dataset(name, config, split=split, revision=None if local else revision)
+            rows = datasets.load_dataset(
+                name,
+                config,
+                split=split,
+                revision=None if local else revision,
+                # The local cache holds what was downloaded as a whole.
+                streaming=streaming and not offline,
+            )
     except Exception as error:
         # The library raises a dozen kinds of exception here; every one comes from outside of our code.
         if offline:
@@ -49,9 +63,26 @@ def read_hub(
                 f"set into {place or 'a folder and give its path'}, or the files named under `splits` in the card into "
                 "the corpus folder, or use --corpus reverse, which needs nothing."
             ) from None
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"The data set {name!r} (config {config!r}, split {split!r}) cannot be read: "
-                        f"{reason[:300]}") from error  # fmt: skip
+        raise _unreadable(name, config, split, error) from error
+    return _streamed(rows, lambda error: _unreadable(name, config, split, error)) if streaming else rows
+
+
+def _streamed(rows: Iterable[Mapping[str, Any]], explain: Callable[[Exception], UserError]) -> Iterator[Any]:
+    """Records that are read on the way, and so may turn out to be unreadable there."""
+    rest = iter(rows)
+    while True:
+        try:
+            row = next(rest)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise explain(error) from error
+        yield row
+
+
+def _unreadable(name: str, config: str | None, split: str, error: Exception) -> UserError:
+    reason = " ".join(str(error.__cause__ or error).split())
+    return UserError(f"The data set {name!r} (config {config!r}, split {split!r}) cannot be read: {reason[:300]}")
 
 
 def _reachable(endpoint: str) -> bool:

@@ -9,6 +9,7 @@ import sys
 import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,21 +61,32 @@ def count_lines(path: str | Path) -> int:
 
 
 def read_parallel(source: str | Path, target: str | Path) -> tuple[list[str], list[str]]:
-    """Reads two files that correspond line by line.
+    """Reads two files that correspond line by line; see `iterate_parallel`."""
+    sides: tuple[list[str], list[str]] = ([], [])
+    for pair in iterate_parallel(source, target):
+        for side, line in zip(sides, pair, strict=True):
+            side.append(line)
+    return sides
+
+
+def iterate_parallel(source: str | Path, target: str | Path) -> Iterator[tuple[str, str]]:
+    """Yields the pairs of lines of two files that correspond line by line.
 
     Raises:
-        UserError: the numbers of lines differ, or one of the files cannot be read.
+        UserError: the numbers of lines differ, which is known at the end alone, or one of the files cannot be read.
     """
     if str(source) == str(target) == "-":
         raise UserError("Source and target cannot both be standard input (-); give at least one file.")
-    source_lines, target_lines = read_lines(source), read_lines(target)
-    if len(source_lines) != len(target_lines):
-        raise UserError(
-            f"{name_of(source)} has {len(source_lines):,} lines and {name_of(target)} has "
-            f"{len(target_lines):,}; line i of one must be the translation of line i of the other. "
-            "(A line ends at \\n only.)"
-        )
-    return source_lines, target_lines
+    files = iterate_lines(source), iterate_lines(target)
+    for count, (first, second) in enumerate(zip_longest(*files)):
+        if first is None or second is None:
+            counts = [count + (line is not None) + sum(1 for _ in rest)
+                      for line, rest in zip((first, second), files, strict=True)]  # fmt: skip
+            raise UserError(
+                f"{name_of(source)} has {counts[0]:,} lines and {name_of(target)} has {counts[1]:,}; line i of one "
+                "must be the translation of line i of the other. (A line ends at \\n only.)"
+            )
+        yield first, second
 
 
 def write_lines(path: str | Path, lines: Iterable[str]) -> int:

@@ -1,7 +1,7 @@
 """A folder that one process at a time writes to: who holds it is known by a lock that ends with its process."""
 
 import contextlib
-import fcntl
+import errno
 import json
 import logging
 import os
@@ -13,11 +13,28 @@ from typing import Any, BinaryIO
 from nmt.errors import UserError
 from nmt.manifest import now
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
 
 NAME = ".lock"
 PATIENCE = 1.0
 """Seconds for which a holder may have the lock and not yet have said who it is."""
+
+
+def lock_file(file: int | BinaryIO) -> None:
+    """Takes the kernel's lock on an open file; it is let go when the file is closed, or the process ends.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: there are no locks, of the file system or of the operating system.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOLCK, "the operating system has no flock")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class FolderLock:
@@ -27,7 +44,7 @@ class FolderLock:
     depends on whether the file is there: a process that was killed, or whose host was switched off, has left the file
     but not the lock. On NFS the lock is the server's, so that all hosts see it.
 
-    Where a file system has no locks there is a warning and no lock.
+    Where a file system, or the operating system, has no locks there is a warning and no lock.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -56,7 +73,7 @@ class FolderLock:
             except OSError as error:
                 raise UserError(f"{self.folder} cannot be written to ({error.strerror}); give another --run") from None
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(file)
                 # The one who had it before may have removed the file since we opened it.
                 if _is(file, self.path):
                     self._file = file
@@ -68,7 +85,7 @@ class FolderLock:
             except OSError as error:
                 self.path.unlink(missing_ok=True)
                 logger.warning(
-                    "%s is on a file system without locks (%s); see to it that no other nmt train writes there",
+                    "%s is where there are no locks (%s); see to it that no other nmt train writes there",
                     self.folder,
                     error.strerror,
                 )

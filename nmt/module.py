@@ -209,7 +209,8 @@ class TranslationModule(pl.LightningModule):
         settings = getattr(self.config, self.config.objective)
         kept = not getattr(settings, "recompute", True) and getattr(settings, "loss", "") != "reachable_bleu"
         if training and kept:
-            what += f"; go on by --resume with --{self.config.objective}.recompute true, or"
+            how = "go on by --resume with" if self.trainer.global_step else "give"
+            what += f"; {how} --{self.config.objective}.recompute true, or"
         else:
             what += ";"
         return (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nmt.config import DataConfig
-from nmt.data_module import choose_vocabularies, default_cache, read_pairs
+from nmt.data_module import choose_vocabularies, default_cache, read_texts
 from nmt.encoding import EncodedCorpus, encode_pairs
 from nmt.pool import Spread
 from nmt.vocabulary import Vocabulary
@@ -43,7 +43,7 @@ class Preparation:
         cache: the folder.
         vocabulary_sizes: pieces of source and target vocabulary.
         vocabulary_checksums: their sha256; equal ones are one joint vocabulary.
-        splits: train and dev.
+        splits: train, unless it is buffered, and dev.
     """
 
     cache: str
@@ -56,9 +56,9 @@ class Preparation:
         sides = ["source and target"] if len(set(self.vocabulary_checksums)) == 1 else ["source", "target"]
         for side, size, checksum in zip(sides, self.vocabulary_sizes, self.vocabulary_checksums, strict=False):
             yield f"vocabulary of {side}: {size:,} pieces, sha256 {checksum}"
-        for number, split in enumerate(self.splits):
+        for split in self.splits:
             pieces, unknown = (f"{a:,} and {b:,}" for a, b in (split.pieces, split.unknown))
-            too_long = f", {split.too_long:,} pairs too long to train on" if number == 0 else ""
+            too_long = f", {split.too_long:,} pairs too long to train on" if split is not self.splits[-1] else ""
             yield f"{split.name}: {split.pairs:,} pairs, {pieces} pieces, {unknown} unknown{too_long}"
             yield f"  {'made' if split.made else 'found'}: {split.path}"
         yield f"cache: {self.cache}"
@@ -86,11 +86,13 @@ def prepare(
     Raises:
         UserError: as in training: the text cannot be read, or not be encoded.
     """
-    pairs = read_pairs(config)
+    train, dev = read_texts(config)
     cache = Path(config.cache) if config.cache else default_cache()
-    both = choose_vocabularies(pairs[0], config.vocabulary, seed, cache, vocabularies)
+    known = train.head(config.buffer) if config.buffer else train
+    both = choose_vocabularies(known, config.vocabulary, seed, cache, vocabularies)
     splits = []
-    for part in pairs:
+    # A buffered text is encoded while it is trained on.
+    for part in (dev,) if config.buffer else (train, dev):
         before = _modified(cache)
         corpus = encode_pairs(part, *both, cache, max_unknown=config.max_unknown, processes=processes, spread=spread)
         made = before.get(corpus.path) != corpus.path.stat().st_mtime_ns

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from nmt.errors import UserError, did_you_mean
-from nmt.lines import iterate_lines, read_parallel
+from nmt.lines import iterate_lines, iterate_parallel
+
+Pair = tuple[str, str]
 
 _FORMS: dict[str, tuple[str, ...]] = {
     "source": ("target",),
@@ -65,60 +67,59 @@ def files_of(spec: Any) -> list[str]:
     return [str(part[key]) for part in _parts(spec) for key in keys if key in part]
 
 
-def read_spec(spec: Any, directory: Path, languages: tuple[str, str], name: str) -> tuple[list[str], list[str]]:
-    """Reads the lines of both languages.
+def iterate_spec(
+    spec: Any, directory: Path, languages: tuple[str, str], name: str, streaming: bool = False
+) -> Iterator[Pair]:
+    """Reads the pairs of lines of both languages one by one.
 
     Args:
         spec: a checked specification, or a list of them, one after the other; see data/README.md.
         directory: the folder that relative names start from.
         languages: codes of source and target, the keys of a `translation` field.
         name: what is read, for messages.
+        streaming: whether a data set of the hub is read from there, instead of being downloaded first.
 
     Raises:
         UserError: a file or record cannot be read (with its number).
     """
-    sides: tuple[list[str], list[str]] = ([], [])
     for part in _parts(spec):
-        for side, lines in zip(sides, _read_one(part, directory, languages, name), strict=True):
-            side.extend(lines)
-    return sides
+        yield from _iterate_one(part, directory, languages, name, streaming)
 
 
-def _read_one(
-    spec: Mapping[str, Any], directory: Path, languages: tuple[str, str], name: str
-) -> tuple[list[str], list[str]]:
+def _iterate_one(
+    spec: Mapping[str, Any], directory: Path, languages: tuple[str, str], name: str, streaming: bool
+) -> Iterator[Pair]:
     form = _form_of(spec, name)
     if form == "source":
-        return read_parallel(directory / spec["source"], directory / spec["target"])
+        return iterate_parallel(directory / spec["source"], directory / spec["target"])
     if form == "tsv":
-        return _read_tsv(directory / spec["tsv"], spec.get("columns", [0, 1]))
+        return _iterate_tsv(directory / spec["tsv"], spec.get("columns", [0, 1]))
     if form == "jsonl":
-        return _read_jsonl(directory / spec["jsonl"], spec, languages)
+        path = directory / spec["jsonl"]
+        return pick_columns(_iterate_jsonl(path), spec, languages, str(path))
     if form == "parquet":
-        return pick_columns(_read_parquet(directory / spec["parquet"]), spec, languages, name)
+        return pick_columns(_iterate_parquet(directory / spec["parquet"]), spec, languages, name)
     if form == "memory":
         from nmt.memory import read_memory
 
-        return read_memory(directory / spec["memory"], languages)
+        return zip(*read_memory(directory / spec["memory"], languages), strict=True)
     if form == "sacrebleu":
         from nmt.evaluation.testset import published_test_set
 
         found = published_test_set(spec["sacrebleu"], "-".join(languages))
-        return found.source, found.references[0]
+        return zip(found.source, found.references[0], strict=True)
     from nmt.hub import read_hub
 
     # A copy in the corpus folder comes before the hub.
     local = directory / spec["hub"]
     rows = read_hub(
         str(local) if local.is_dir() else spec["hub"], spec.get("split", name.rpartition("/")[2]),
-        config=spec.get("config"), revision=spec.get("revision"), place=local,
+        config=spec.get("config"), revision=spec.get("revision"), place=local, streaming=streaming,
     )  # fmt: skip
     return pick_columns(rows, spec, languages, name)
 
 
-def pick_columns(
-    rows: Any, spec: Mapping[str, Any], languages: tuple[str, str], name: str
-) -> tuple[list[str], list[str]]:
+def pick_columns(rows: Any, spec: Mapping[str, Any], languages: tuple[str, str], name: str) -> Iterator[Pair]:
     """Takes source and target out of records (an iterable of mappings).
 
     Columns come from `columns`, or from the field `translation` (another name: `translation: FIELD`) keyed by
@@ -127,27 +128,39 @@ def pick_columns(
     Raises:
         UserError: a record lacks a column or holds no text there.
     """
-    columns = list(spec.get("columns") or languages)
+    source, target = spec.get("columns") or languages
     nested = spec.get("translation", None if "columns" in spec else "translation")
-    sides: tuple[list[str], list[str]] = ([], [])
     for number, row in enumerate(rows, start=1):
         record = row
         if nested is not None and isinstance(row, Mapping) and ("translation" in spec or nested in row):
             record = row.get(nested)
-        for side, column in zip(sides, columns, strict=True):
-            text = record.get(column) if isinstance(record, Mapping) else None
-            if not isinstance(text, str):
-                fields = ", ".join(map(str, row)) if isinstance(row, Mapping) else repr(row)[:60]
-                raise UserError(
-                    f"{name}, record {number:,}: no text in {column!r}; the record has {fields}. "
-                    "Set `columns` or `translation`."
-                )
-            side.append(text if "\n" not in text else " ".join(text.split("\n")))
-    return sides
+        try:
+            yield _line_of(record, source), _line_of(record, target)
+        except _NoTextError as error:
+            fields = ", ".join(map(str, row)) if isinstance(row, Mapping) else repr(row)[:60]
+            raise UserError(
+                f"{name}, record {number:,}: {error}; the record has {fields}. Set `columns` or `translation`."
+            ) from None
 
 
-def _read_tsv(path: Path, columns: list[int]) -> tuple[list[str], list[str]]:
-    sides: tuple[list[str], list[str]] = ([], [])
+class _NoTextError(Exception):
+    """A record holds none in a column."""
+
+
+def _line_of(record: Any, column: Any) -> str:
+    text = record.get(column) if isinstance(record, Mapping) else None
+    if not isinstance(text, str):
+        raise _NoTextError(f"no text in {column!r}")
+    try:
+        # JSON can spell halves of characters.
+        text.encode()
+    except UnicodeEncodeError:
+        raise _NoTextError(f"half a character (a lone surrogate) in {column!r}") from None
+    return text if "\n" not in text else " ".join(text.split("\n"))
+
+
+def _iterate_tsv(path: Path, columns: list[int]) -> Iterator[Pair]:
+    source, target = columns
     for number, line in enumerate(iterate_lines(path), start=1):
         cells = line.split("\t")
         if len(cells) <= max(columns):
@@ -155,22 +168,18 @@ def _read_tsv(path: Path, columns: list[int]) -> tuple[list[str], list[str]]:
                 f"{path}, line {number:,}: {len(cells)} column(s), but column {max(columns)} is wanted "
                 "(the first is 0); check `columns` and the tabs."
             )
-        for side, column in zip(sides, columns, strict=True):
-            side.append(cells[column])
-    return sides
+        yield cells[source], cells[target]
 
 
-def _read_jsonl(path: Path, spec: Mapping[str, Any], languages: tuple[str, str]) -> tuple[list[str], list[str]]:
-    rows = []
+def _iterate_jsonl(path: Path) -> Iterator[Any]:
     for number, line in enumerate(iterate_lines(path), start=1):
         try:
-            rows.append(json.loads(line))
+            yield json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number:,}: not JSON ({error.msg}); one record a line.") from None
-    return pick_columns(rows, spec, languages, str(path))
 
 
-def _read_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+def _iterate_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

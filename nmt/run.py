@@ -11,10 +11,12 @@ tensorboard/        the same for TensorBoard
 .lock               while a process trains here: which
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,15 @@ from nmt.vocabulary import Vocabulary, open_vocabulary
 
 logger = logging.getLogger(__name__)
 
+TENSORBOARD = "tensorboard"
+
 
 class RunFolder:
     """Paths of a run.
 
     Attributes:
         lock: held by the process that writes here.
+        unused: whether a new run has made the folder and has not trained on a batch yet.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -50,6 +55,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.beam_picture = self.path / "beam.png"
         self.lock = FolderLock(self.path)
+        self.unused = False
 
     def claim(self) -> None:
         """Takes the lock, where the folder is there already, and makes sure that a new run may begin here.
@@ -89,10 +95,22 @@ class RunFolder:
             self._sweep()
             for left in (self.manifest, self.metrics, *kept_models(self.path).values()):
                 left.unlink(missing_ok=True)
+            self.unused = True
         except OSError as error:
             raise UserError(f"{self.path} cannot be made ({error.strerror}); give another --run") from None
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise UserError(f"{self.path} cannot be written to; give another --run")
+
+    def discard(self) -> None:
+        """Removes what an unused run has written; the folder, too, unless somebody else's files are in it."""
+        if not self.unused:
+            return
+        for path in (self.config, self.manifest, self.metrics, self.last):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
+        self.lock.release()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def check_begun(self) -> None:
         """Makes sure that there is something to resume.
@@ -237,6 +255,9 @@ class Saver(CheckpointCallback):
         # A state before the first model: a run that breaks off between the two could neither go on nor begin anew.
         if trainer.global_step == 0:
             trainer.save_checkpoint(self.folder.last)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.folder.unused = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TranslationModule)

@@ -30,7 +30,7 @@ from nmt.models import Recurrent, Seq2Seq, make_recurrent
 from nmt.module import TranslationModule
 from nmt.preemption import Preemption
 from nmt.profiling import Profiling
-from nmt.run import RunFolder, Saver
+from nmt.run import TENSORBOARD, RunFolder, Saver
 from nmt.shortage import shortage_told
 from nmt.state import AtomicCheckpointIO
 from nmt.stopper import Stopper
@@ -66,7 +66,12 @@ def train(
     """
     folder = RunFolder(config.run)
     with folder.lock:
-        return _train(config, folder, start, resume, given)
+        try:
+            return _train(config, folder, start, resume, given)
+        except UserError:
+            # What ends before the first update is done leaves nothing that a further try would have to remove.
+            folder.discard()
+            raise
 
 
 def _train(
@@ -225,7 +230,7 @@ def record(
             transfer=taken.as_row() if taken is not None else None,
             **trained,
             data={
-                "train": {"name": data.train_pairs.name, "pairs": len(data.train_pairs)},
+                "train": {"name": data.train_text.name, "pairs": data.pairs},
                 "dev": {"name": data.dev_pairs.name, "pairs": len(data.dev_pairs)},
                 "sha256": data.checksums(),
             },
@@ -239,8 +244,8 @@ def record(
             logger.warning("%s", line)
     updated, parameters = count_parameters(module.model)
     logger.info(
-        "%s training pairs, %s dev pairs, vocabularies of %d and %d pieces, %.1f million parameters",
-        f"{len(data.train_pairs):,}",
+        "%s, %s dev pairs, vocabularies of %d and %d pieces, %.1f million parameters",
+        f"{data.pairs:,} training pairs" if data.pairs else f"training pairs in buffers of {config.data.buffer:,}",
         f"{len(data.dev_pairs):,}",
         len(data.source_vocabulary),
         len(data.target_vocabulary),
@@ -302,8 +307,8 @@ def build_checkpoint(
         else:
             model = build_model(architecture, data.source_vocabulary, data.target_vocabulary)
     info = {
-        "languages": {"source": data.train_pairs.source_language, "target": data.train_pairs.target_language},
-        "train": data.train_pairs.name,
+        "languages": {"source": data.train_text.source_language, "target": data.train_text.target_language},
+        "train": data.train_text.name,
         "objective": config.objective,
         "seed": config.seed,
     }
@@ -332,7 +337,7 @@ def make_trainer(
             # Clipping is the module's, which reports the norm too; Lightning must know that it is wanted.
             gradient_clip_val=settings.clip or None,
             log_every_n_steps=settings.log_every,
-            logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
+            logger=TensorBoardLogger(folder.path, name="", version=TENSORBOARD),
             callbacks=list(callbacks),
             # The environment keeps Lightning from reading that of a launcher, which `nmt.world` does.
             plugins=[AtomicCheckpointIO(), LightningEnvironment()],

@@ -14,7 +14,7 @@ from nmt.errors import UserError, did_you_mean
 from nmt.segmentation import Segmenter
 
 if TYPE_CHECKING:
-    from nmt.corpus import Pairs
+    from nmt.corpus.pairs import Pair
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 
@@ -335,8 +335,14 @@ class SentencePiece(Vocabulary):
         return self._processor.encode(line, out_type=str)
 
 
-def train_vocabularies(pairs: "Pairs", config: VocabularyConfig, seed: int = 0) -> tuple[Vocabulary, Vocabulary]:
+def train_vocabularies(
+    pairs: "Iterable[Pair]", config: VocabularyConfig, seed: int = 0
+) -> tuple[Vocabulary, Vocabulary]:
     """Trains the vocabularies of source and target; the same object twice when `config.joint`.
+
+    Args:
+        pairs: the lines; without `config.joint` they are read twice.
+        config, seed: see `SentencePiece.train`.
 
     Raises:
         UserError: see `SentencePiece.train`.
@@ -344,7 +350,8 @@ def train_vocabularies(pairs: "Pairs", config: VocabularyConfig, seed: int = 0) 
     if config.joint:
         both = SentencePiece.train((line for pair in pairs for line in pair), config, seed)
         return both, both
-    return SentencePiece.train(pairs.source, config, seed), SentencePiece.train(pairs.target, config, seed)
+    source, target = (SentencePiece.train((pair[side] for pair in pairs), config, seed) for side in (0, 1))
+    return source, target
 
 
 def _trainable(lines: Iterable[str]) -> Iterator[str]:

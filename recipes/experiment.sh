@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # A corpus from its card to scores on its test set: cross-entropy, then the soft beam, for one or more seeds.
 #
-# Stages: 0 environment, 1 corpus get, 2 corpus check, 3 corpus prepare, 4 cross-entropy, 5 soft beam, 6 averages of the
-# last models (where --average asks for them), 7 test set: translations, BLEU and chrF with signatures, mean and
-# deviation over the seeds, paired tests of the soft beam, BLEU of tokenised text (where --tokenized asks for it),
-# 8 pictures.
+# Stages: 0 environment, 1 corpus get, 2 corpus check, 3 corpus prepare, 4 cross-entropy, 5 cross-entropy again with
+# locked dropout (where there is a configuration of it), 6 soft beam, 7 averages of the last models (where --average asks
+# for them), 8 test set: translations, BLEU and chrF with signatures, mean and deviation over the seeds, paired tests of
+# the soft beam against what it began with, BLEU of tokenised text (where --tokenized asks for it), 9 pictures.
 # Rerun: finished stages are skipped, a broken-off training goes on from its last checkpoint, further seeds are added.
 
 set -euo pipefail
@@ -14,6 +14,7 @@ direction=     # source-target, such as fr-en, to turn the card round
 size=small     # of model and schedule, for about 30,000 pairs (small), 200,000 (medium), or millions (large)
 setting=ours   # ours; or paper: RNNsearch as Bahdanau et al. (2015), a teacher-forcing ratio of 0.8, k = 5
 config=        # instead of size and setting: files of cross-entropy, a later one laid over the earlier ones
+locked_config= # instead of size and setting: files of cross-entropy with locked dropout; none: no such phase
 soft_config=   # instead of size and setting: files of the soft beam; none: no soft beam
 dir=           # everything that is made lands here; by default runs/CARD.SETTING
 seeds=1        # such as "1 2 3"
@@ -23,7 +24,7 @@ average=0      # of each run the mean of so many last validated models is scored
 beam=5         # slots of the search on the test set
 tokenized=     # BLEU of tokenised text, too: none (the card's text is tokenised already) or moses (sacremoses does it)
 stage=         # run from this stage on, finished or not; otherwise what is not finished
-stop_stage=8   # last stage to run
+stop_stage=9   # last stage to run
 train_flags=   # further flags of all trainings, such as "--trainer.max_minutes 600"
 soft_flags=    # further flags of the soft beam alone
 plan=no        # yes: tell what would be run, and end
@@ -34,13 +35,23 @@ take_options "$@"
 check_numbers "${stage:-0}" "$stop_stage" "$threads" "$processes" "$average" "$beam" $seeds
 [ -n "$corpus" ] || refuse "--corpus is missing; give a card (nmt corpus list names them)"
 [ -n "$seeds" ] || refuse "--seeds is empty; give one or more, such as \"1 2 3\""
+
+paths() { # paths NAME...: the files of shipped configurations
+    printf 'recipes/configs/%s.yaml ' "$@"
+}
+
 case $size in
 small) sized=study_cross_entropy soft_size= ;; # the study's settings, whose scores are known
 medium | large) sized=$size soft_size=soft_beam_$size ;;
 *) refuse "--size is '$size'; choose small, medium or large" ;;
 esac
+# The second phase of cross-entropy is the study's; for larger models it is not tried.
+locked=none
 case $setting in
-ours) configs=$sized softs="study_fine_tuning soft_beam $soft_size" ;;
+ours)
+    configs=$sized softs="study_fine_tuning soft_beam $soft_size"
+    [ "$size" != small ] || locked=$(paths study_fine_tuning locked_dropout)
+    ;;
 paper) configs="$sized paper" softs="study_fine_tuning soft_beam $soft_size soft_beam_paper" ;;
 *) refuse "--setting is '$setting'; choose ours or paper" ;;
 esac
@@ -49,23 +60,28 @@ case $tokenized in
 *) refuse "--tokenized is '$tokenized'; choose none or moses, or leave it out" ;;
 esac
 
-paths() { # paths NAME...: the files of shipped configurations
-    printf 'recipes/configs/%s.yaml ' "$@"
-}
+# A configuration of one's own has no phases but those that are given.
+[ -z "$config" ] || locked=none
+locked_config=${locked_config:-$locked}
 # shellcheck disable=SC2086
 [ -n "$config" ] || config=$(paths $configs)
 # shellcheck disable=SC2086
 [ -n "$soft_config" ] || soft_config=$(paths $softs)
 # A card that lies where the recipe was called.
 case $corpus in *.yaml) [ ! -f "$called_from/$corpus" ] || corpus=$called_from/$corpus ;; esac
+[ "$locked_config" != none ] || locked_config=
 [ "$soft_config" != none ] || soft_config=
-config=${config% } soft_config=${soft_config% }
+config=${config% } locked_config=${locked_config% } soft_config=${soft_config% }
 card=$(basename "$corpus" .yaml)
 dir=${dir:-runs/$card.$setting}
-chosen="$corpus${direction:+ ($direction)} with $config, then ${soft_config:-nothing}, averages of $average"
+chosen="$corpus${direction:+ ($direction)} with $config, ${locked_config:+then $locked_config, }then \
+${soft_config:-nothing}, averages of $average"
+begin=cross_entropy # what the soft beam begins with
+[ -z "$locked_config" ] || begin=locked_dropout
 
 if [ "$plan" != no ]; then
-    printf '%-14s %s\n' corpus "$corpus" direction "$direction" cross_entropy "$config" soft_beam "$soft_config" \
+    printf '%-14s %s\n' corpus "$corpus" direction "$direction" cross_entropy "$config" \
+        locked_dropout "$locked_config" soft_beam "$soft_config" \
         folder "$dir" seeds "$seeds" average "$average" tokenized "$tokenized"
     exit 0
 fi
@@ -90,7 +106,10 @@ train_seeds() { # train_seeds NAME [FLAG ...]: a run a seed; those that have end
         echo "-- $name, seed $one"
         rm -f "$run.done"
         start=()
-        if [ "$name" = soft_beam ]; then start=(--from "$dir/seed$one/cross_entropy"); fi
+        case $name in
+        locked_dropout) start=(--from "$dir/seed$one/cross_entropy") ;;
+        soft_beam) start=(--from "$dir/seed$one/$begin") ;;
+        esac
         train "$run" "$one" "$@" "${start[@]}"
         touch "$run.done"
     done
@@ -111,9 +130,9 @@ compare() { # compare REFERENCE ENDING [FLAG ...]: of each system the scores, th
         echo
     done
     if [ -n "$soft_config" ]; then
-        echo "soft_beam against cross_entropy"
+        echo "soft_beam against $begin"
         # shellcheck disable=SC2046
-        nmt evaluate --hypotheses $(hypotheses soft_beam "$ending") --baseline $(hypotheses cross_entropy "$ending") \
+        nmt evaluate --hypotheses $(hypotheses soft_beam "$ending") --baseline $(hypotheses "$begin" "$ending") \
             --reference "$reference" "$@"
     fi
 }
@@ -161,21 +180,32 @@ run_stages() {
     fi
 
     systems="cross_entropy"
-    if [ -n "$soft_config" ]; then
-        systems="cross_entropy soft_beam"
+    if [ -n "$locked_config" ]; then
+        systems="$systems locked_dropout"
         if wanted 5 "$seeds"; then
-            echo "== stage 5: soft beam"
+            echo "== stage 5: locked dropout"
             # shellcheck disable=SC2086
-            layers $soft_config
-            # shellcheck disable=SC2086
-            train_seeds soft_beam "${flags[@]}" "${data[@]}" --trainer.keep "$average" $soft_flags
+            layers $locked_config
+            train_seeds locked_dropout "${flags[@]}" "${data[@]}" --trainer.keep "$average"
             finish 5 "$seeds"
         fi
     fi
 
-    if [ "$average" -gt 0 ]; then
+    if [ -n "$soft_config" ]; then
+        systems="$systems soft_beam"
         if wanted 6 "$seeds"; then
-            echo "== stage 6: averages"
+            echo "== stage 6: soft beam"
+            # shellcheck disable=SC2086
+            layers $soft_config
+            # shellcheck disable=SC2086
+            train_seeds soft_beam "${flags[@]}" "${data[@]}" --trainer.keep "$average" $soft_flags
+            finish 6 "$seeds"
+        fi
+    fi
+
+    if [ "$average" -gt 0 ]; then
+        if wanted 7 "$seeds"; then
+            echo "== stage 7: averages"
             for one in $seeds; do
                 for name in $systems; do
                     run=$dir/seed$one/$name
@@ -184,13 +214,13 @@ run_stages() {
                     nmt average "$run" -o "$mean"
                 done
             done
-            finish 6 "$seeds"
+            finish 7 "$seeds"
         fi
         for name in $systems; do systems="$systems $name.average"; done
     fi
 
-    if wanted 7 "$seeds, $systems, beam $beam, $tokenized"; then
-        echo "== stage 7: test set"
+    if wanted 8 "$seeds, $systems, beam $beam, $tokenized"; then
+        echo "== stage 8: test set"
         python recipes/split.py "$corpus" test "$dir/test.source" "$dir/test.reference" \
             ${direction:+--direction "$direction"}
         shared=(--threads "$threads")
@@ -224,23 +254,24 @@ run_stages() {
                 compare "$reference" "$ending" --tokenize none --metrics bleu
             } | tee -a "$dir/result.txt"
         fi
-        finish 7 "$seeds, $systems, beam $beam, $tokenized"
+        finish 8 "$seeds, $systems, beam $beam, $tokenized"
     fi
 
-    if wanted 8 "$seeds"; then
-        echo "== stage 8: pictures"
+    if wanted 9 "$seeds"; then
+        echo "== stage 9: pictures"
         first=$dir/seed${seeds%% *}
-        last=$first/${soft_config:+soft_beam}
-        [ -n "$soft_config" ] || last=$first/cross_entropy
+        last=$first/$begin
+        [ -z "$soft_config" ] || last=$first/soft_beam
         sentence=$(awk 'NF >= 6 && NF <= 16 { print; exit }' "$dir/test.source")
         sentence=${sentence:-$(sed -n 1p "$dir/test.source")}
         nmt plot attention "$last" --text "$sentence" -o "$dir/attention.png"
         nmt plot beam "$last" --text "$sentence" -o "$dir/beam.png"
-        nmt plot curves "$first/cross_entropy" ${soft_config:+"$first/soft_beam"} -o "$dir/curves.png"
-        finish 8 "$seeds"
+        nmt plot curves "$first/cross_entropy" ${locked_config:+"$first/locked_dropout"} \
+            ${soft_config:+"$first/soft_beam"} -o "$dir/curves.png"
+        finish 9 "$seeds"
     fi
 
-    if [ -f "$dir/stage8.done" ]; then
+    if [ -f "$dir/stage9.done" ]; then
         echo
         cat "$dir/result.txt"
         echo

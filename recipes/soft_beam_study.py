@@ -128,7 +128,7 @@ def _tokens_an_update(run: Run, chosen: argparse.Namespace) -> float:
     start = load_checkpoint(home(chosen, run.corpus) / f"{START}.{run.seed}")
     config = read_config(CONFIGS / "study_fine_tuning.yaml", {"data.corpus": run.corpus, **run.flags})
     data = TranslationData(config.data, run.seed, (start.source_vocabulary, start.target_vocabulary))
-    lengths = data.train_corpus.target_lengths[data.stream.rows]
+    lengths = data.stream.corpus.target_lengths[data.stream.rows]
     return float((lengths + 1).sum()) / data.stream.batches_in_epoch(0)
 
 

@@ -85,11 +85,12 @@ def _check(chosen: argparse.Namespace) -> None:
         vocabularies = checkpoint.source_vocabulary, checkpoint.target_vocabulary
     languages = (card.languages["source"], card.languages["target"]) if chosen.languages else ("", "")
     checks = Checks(languages, chosen.max_ratio, vocabularies)
-    splits = {split: card.read(split, filtered=chosen.filtered) for split in card.splits}
+    held = {split: card.read(split) for split in card.splits if split != "train"}
     inspections = []
-    for split, pairs in splits.items():
+    for split in card.splits:
         # What a model was trained on should not be what it is judged by; dev and test may share what they like.
-        others = {name: other for name, other in splits.items() if name != "train"} if split == "train" else {}
+        others = held if split == "train" else {}
+        pairs = held[split] if split in held else card.bitext(split, filtered=chosen.filtered)
         inspections.append(inspect(pairs, checks, others, chosen.processes))
     print_report(inspections)
     if chosen.json is not None:

@@ -2,6 +2,16 @@
 
 from nmt.corpus.card import Card, card_names, file_checksum, load_card
 from nmt.corpus.filter import Filter
-from nmt.corpus.pairs import Pairs, pairs_from_files
+from nmt.corpus.pairs import Bitext, Pairs, bitext_from_files, pairs_from_files
 
-__all__ = ["Card", "Filter", "Pairs", "card_names", "file_checksum", "load_card", "pairs_from_files"]
+__all__ = [
+    "Bitext",
+    "Card",
+    "Filter",
+    "Pairs",
+    "bitext_from_files",
+    "card_names",
+    "file_checksum",
+    "load_card",
+    "pairs_from_files",
+]

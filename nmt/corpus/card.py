@@ -1,16 +1,17 @@
 """The corpus card: one YAML file that says what a corpus is, where it comes from and how to read it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nmt.corpus.filter import Filter
-from nmt.corpus.pairs import Pairs
+from nmt.corpus.pairs import Bitext, Pair, Pairs
 from nmt.errors import UserError, did_you_mean
 from nmt.options import build_config
-from nmt.reader import check_spec, files_of, read_spec
+from nmt.reader import check_spec, files_of, iterate_spec
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Card:
         *,
         filtered: bool = True,
     ) -> Pairs:
-        """Reads a split, in the card's direction or the other one.
+        """Reads a split into memory, in the card's direction or the other one.
 
         Args:
             split: a name in `splits`.
@@ -70,6 +71,26 @@ class Card:
             UserError: no such split or language; the split was not fetched; a file is damaged or has the
                 wrong checksum; the sides have different numbers of lines.
         """
+        return self.bitext(split, source_language, target_language, filtered=filtered).held()
+
+    def bitext(
+        self,
+        split: str,
+        source_language: str | None = None,
+        target_language: str | None = None,
+        *,
+        filtered: bool = True,
+        streaming: bool = False,
+    ) -> Bitext:
+        """A split to be read pair by pair, as many times as one likes.
+
+        Args:
+            split, source_language, target_language, filtered: as of `read`.
+            streaming: whether a data set of the hub is read from there, instead of being downloaded first.
+
+        Raises:
+            UserError: as `read`; what is wrong with the text is told when it is read.
+        """
         if split not in self.splits:
             raise UserError(
                 f"Card {self.name} has no split {split!r}; it has {', '.join(self.splits)}."
@@ -78,13 +99,18 @@ class Card:
         swapped = self._is_swapped(source_language, target_language)
         spec, name = self.splits[split], f"{self.name}/{split}"
         self._check_files(spec, name)
-        first, second = self.languages["source"], self.languages["target"]
-        source, target = read_spec(spec, self.directory, (first, second), name)
-        pairs = Pairs(source, target, name, first, second)
-        if split == "train" and filtered:
-            others = [other for other in self.splits if other != "train"] if self.filter.overlap else []
-            pairs = self.filter.apply(pairs, [self.read(other) for other in others])
-        return pairs.swapped() if swapped else pairs
+        languages = self.languages["source"], self.languages["target"]
+        others: list[Pairs] = []
+        sifted = filtered and split == "train"
+        if sifted and self.filter.overlap:
+            others = [self.read(other) for other in self.splits if other != "train"]
+
+        def read(dropped: Counter[str]) -> Iterator[Pair]:
+            pairs = iterate_spec(spec, self.directory, languages, name, streaming)
+            return self.filter.sift(pairs, languages, others, dropped) if sifted else pairs
+
+        bitext = Bitext(read, name, *languages)
+        return bitext.swapped() if swapped else bitext
 
     def _is_swapped(self, source_language: str | None, target_language: str | None) -> bool:
         first, second = self.languages["source"], self.languages["target"]

@@ -1,17 +1,17 @@
 """Which pairs of a training text are used."""
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
-from nmt.corpus.fingerprints import fingerprints, paired, repeated
+from nmt.corpus.fingerprints import Seen, fingerprints, paired
 from nmt.corpus.oddities import oddities
-from nmt.corpus.pairs import Pairs
+from nmt.corpus.pairs import Pair, Pairs
 
-logger = logging.getLogger(__name__)
+_PART = 10_000
 
 
 @dataclass
@@ -53,42 +53,44 @@ class Filter:
             return "odd characters"
         return None
 
-    def apply(self, pairs: Pairs, others: Sequence[Pairs] = ()) -> Pairs:
-        """The pairs that are used, with the numbers of those left out by reason; it is logged.
+    def sift(
+        self, pairs: Iterable[Pair], languages: tuple[str, str], others: Sequence[Pairs], dropped: Counter[str]
+    ) -> Iterator[Pair]:
+        """The pairs that are used; all that is kept of the others, and of those before, is 8 bytes where `duplicates`
+        are looked for.
 
         Args:
             pairs: of the training text.
+            languages: of source and target.
             others: the other splits, of which `overlap` speaks.
+            dropped: those that are left out are counted here, by reason.
 
         Raises:
             UserError: `language`, and no py3langid or a language that it does not know.
         """
-        reasons = [self.objection(*pair) for pair in pairs]
-        if self.language:
-            tell = _other_language(pairs)
-            reasons = [reason or tell(*pair) for reason, pair in zip(reasons, pairs, strict=True)]
-        if not self.duplicates or (self.overlap and others):
-            source, target = fingerprints(pairs.source), fingerprints(pairs.target)
-            if self.overlap and others:
-                held = [fingerprints(side) for other in others for side in (other.source, other.target)]
-                there = np.concatenate(held)
-                self._add(reasons, np.isin(source, there) | np.isin(target, there), "in another split")
-            if not self.duplicates:
-                kept = np.array([reason is None for reason in reasons])
-                places = np.flatnonzero(kept)
-                again = np.zeros(len(reasons), dtype=bool)
-                again[places] = repeated(paired(source, target)[places])
-                self._add(reasons, again, "duplicate")
-        dropped = Counter(reason for reason in reasons if reason is not None)
-        if not dropped:
-            return pairs
-        logger.info("%s: left out %s by the card's filter", pairs.name,
-                    ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items())))  # fmt: skip
-        source_lines, target_lines = (
-            [line for line, reason in zip(side, reasons, strict=True) if reason is None]
-            for side in (pairs.source, pairs.target)
-        )
-        return replace(pairs, source=source_lines, target=target_lines, dropped=dict(sorted(dropped.items())))
+        tell = _other_language(languages) if self.language else None
+        held = [fingerprints(side) for other in others for side in (other.source, other.target)] if self.overlap else []
+        there = np.concatenate(held) if held else None
+        seen = None if self.duplicates else Seen()
+        rest = iter(pairs)
+        while part := list(islice(rest, _PART)):
+            reasons = [self.objection(*pair) for pair in part]
+            if tell is not None:
+                reasons = [reason or tell(*pair) for reason, pair in zip(reasons, part, strict=True)]
+            if there is not None or seen is not None:
+                source, target = (fingerprints(pair[side] for pair in part) for side in (0, 1))
+                if there is not None:
+                    self._add(reasons, np.isin(source, there) | np.isin(target, there), "in another split")
+                if seen is not None:
+                    places = np.flatnonzero([reason is None for reason in reasons])
+                    again = np.zeros(len(part), dtype=bool)
+                    again[places] = seen.again(paired(source, target)[places])
+                    self._add(reasons, again, "duplicate")
+            for pair, reason in zip(part, reasons, strict=True):
+                if reason is None:
+                    yield pair
+                else:
+                    dropped[reason] += 1
 
     @staticmethod
     def _add(reasons: list[str | None], where: "np.typing.NDArray[np.bool_]", reason: str) -> None:
@@ -96,10 +98,10 @@ class Filter:
             reasons[place] = reasons[place] or reason
 
 
-def _other_language(pairs: Pairs) -> Callable[[str, str], str | None]:
+def _other_language(languages: tuple[str, str]) -> Callable[[str, str], str | None]:
     from nmt.corpus.language import Expected
 
-    source, target = Expected(pairs.source_language), Expected(pairs.target_language)
+    source, target = map(Expected, languages)
 
     def tell(first: str, second: str) -> str | None:
         return "other language" if source.is_other(first) or target.is_other(second) else None

@@ -30,3 +30,24 @@ def repeated(prints: Prints) -> NDArray[np.bool_]:
     again = np.ones(len(prints), dtype=bool)
     again[np.unique(prints, return_index=True)[1]] = False
     return again
+
+
+class Seen:
+    """Numbers that came before, part after part; 8 bytes each."""
+
+    def __init__(self) -> None:
+        # Sorted, each longer than the next: a number is moved log(numbers) times, and looked up in as many.
+        self._runs: list[Prints] = []
+
+    def again(self, prints: Prints) -> NDArray[np.bool_]:
+        """(lines,), true where the same number stood before, in this part or an earlier one; it is kept in mind."""
+        found = repeated(prints)
+        for run in self._runs:
+            places = np.minimum(np.searchsorted(run, prints), len(run) - 1)
+            found |= run[places] == prints
+        new = np.sort(prints[~found])
+        while self._runs and len(self._runs[-1]) <= 2 * len(new):
+            new = np.sort(np.concatenate([self._runs.pop(), new]), kind="stable")
+        if len(new):
+            self._runs.append(new)
+        return found

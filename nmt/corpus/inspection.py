@@ -1,6 +1,6 @@
 """What is in a parallel text, and what is wrong with it: counts, and where each kind of fault is first seen."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nmt.corpus.fingerprints import Prints, fingerprints, paired, repeated
 from nmt.corpus.oddities import KINDS, oddities
-from nmt.corpus.pairs import Pairs
+from nmt.corpus.pairs import Bitext, Pairs
 from nmt.pool import map_in_order
 from nmt.vocabulary import Vocabulary
 
@@ -75,7 +75,9 @@ class Checks:
     vocabularies: tuple[Vocabulary, Vocabulary] | None = None
 
 
-def inspect(pairs: Pairs, checks: Checks, others: Mapping[str, Pairs] | None = None, processes: int = 1) -> Inspection:
+def inspect(
+    pairs: Bitext | Pairs, checks: Checks, others: Mapping[str, Pairs] | None = None, processes: int = 1
+) -> Inspection:
     """Looks at all pairs of a split.
 
     Args:
@@ -106,7 +108,7 @@ def inspect(pairs: Pairs, checks: Checks, others: Mapping[str, Pairs] | None = N
     return result
 
 
-def _chunks(pairs: Pairs) -> Iterator[list[tuple[str, str]]]:
+def _chunks(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
     rows = iter(pairs)
     while chunk := list(islice(rows, _CHUNK)):
         yield chunk

@@ -51,8 +51,7 @@ def fetch_hub(
     for split, theirs in options.splits.items():
         name_or_folder = str(local) if local.is_dir() else options.hub
         rows = read_hub(name_or_folder, theirs, config=options.config, revision=options.revision, place=local)
-        sides = pick_columns(rows, spec, languages, f"{name}/{split}")
-        parts[split] = list(zip(*sides, strict=True))
+        parts[split] = list(pick_columns(rows, spec, languages, f"{name}/{split}"))
     dropped = sum(not (s.strip() and t.strip()) for s, t in parts.get("train", []))
     if dropped:
         parts["train"] = [(s, t) for s, t in parts["train"] if s.strip() and t.strip()]

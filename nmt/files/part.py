@@ -1,7 +1,6 @@
 """An output that is not whole yet: OUTPUT.part, and OUTPUT.part.json, which tells how much of it counts."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 
 from nmt.errors import UserError
 from nmt.lines import atomic_path
+from nmt.lock import lock_file
 
 logger = logging.getLogger(__name__)
 
@@ -169,13 +169,13 @@ class Part:
     def _lock(self) -> None:
         assert self._file is not None
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(self._file)
         except BlockingIOError:
             self._file.close()
             self._file = None
             raise UserError(f"{self.shown} is being written by another process; wait, or give another output") from None
         except OSError:
-            # A file system without locks.
+            # There are none.
             return
 
     def _leave(self) -> str:

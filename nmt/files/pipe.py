@@ -1,7 +1,6 @@
 """A pipe as lines, which can tell whether the next one is there already."""
 
 import contextlib
-import fcntl
 import io
 import os
 import select
@@ -33,8 +32,10 @@ class Pipe:
         self._lines: deque[bytes] = deque()
         self._begun: list[bytes] = []
         self._ended = False
-        with contextlib.suppress(OSError, AttributeError):
+        with contextlib.suppress(OSError, AttributeError, ImportError):
             # Linux alone; 64 KiB, the default, is fewer lines than a block has.
+            import fcntl
+
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _HELD)
 
     def __iter__(self) -> Iterator[bytes]:

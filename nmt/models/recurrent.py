@@ -93,6 +93,10 @@ class RNNsearchConfig:
         for name in ("encoder_hidden", "source_embedding", "attention_hidden", "output_size"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name} is {getattr(self, name)}; give 0 or more")
+        for name in ("embedding", "hidden", "encoder_hidden", "source_embedding", "attention_hidden", "output_size"):
+            # Products of larger numbers are none that torch can hold.
+            if getattr(self, name) > 2**20:
+                raise UserError(f"model.{name} is {getattr(self, name)}; give {2**20:,} or less")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout is {self.dropout}; give a share from 0 up to, not including, 1")
         for field in fields(self):

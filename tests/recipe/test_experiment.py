@@ -33,6 +33,7 @@ STUB = """() {
     evaluate) echo "BLEU of $3" ;;
     esac
 }"""
+SYSTEMS = ("cross_entropy", "locked_dropout", "soft_beam")
 SPLIT = '() { if [ "$1" = recipes/split.py ]; then echo "a b" >"$4"; echo "c d" >"$5"; echo fr >"$5.language"; fi; }'
 
 
@@ -78,7 +79,9 @@ def test_from_the_card_to_pictures(tmp_path):
     command += ["--threads", "1", "--tokenized", "none", "--train-flags", "--trainer.max_steps 2 --data.dev_lines 4"]
     done = shell(command, ROOT, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"== stage (\d):", done.stdout) == list("1234578"), "no average is asked for"
+    assert re.findall(r"== stage (\d):", done.stdout) == list("1234689"), (
+        "neither locked dropout nor an average is asked for"
+    )
     result = (out / "result.txt").read_text()
     assert len(re.findall(r"nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:", result)) >= 3
     assert len(re.findall(r"nrefs:1\|case:mixed\|eff:no\|tok:none\|smooth:exp\|version:", result)) >= 3
@@ -87,7 +90,7 @@ def test_from_the_card_to_pictures(tmp_path):
         assert (out / name).stat().st_size > 1000
     lines = (out / "seed1" / "soft_beam.beam5.txt").read_text().count("\n")
     assert lines == (out / "test.source").read_text().count("\n") == 20
-    # What stage 3 made is what stages 4 and 5 have found: a vocabulary, train, and dev.
+    # What stage 3 made is what stages 4 and 6 have found: a vocabulary, train, and dev.
     assert len(list((tmp_path / "nmt").iterdir())) == 3
     assert '"made": true' in (out / "seed1" / "prepared.json").read_text()
     again = shell(command, ROOT, tmp_path)
@@ -98,33 +101,35 @@ def test_seeds_are_gathered_and_added(stubbed):
     done = stubbed(
         "--average", "3", "--threads", "1", "--train-flags", "--trainer.log_every 9", "--soft-flags", "--x 1"
     )
-    assert done.stages == list("12345678")
+    assert done.stages == list("123456789")
     trains = [call for call in done.calls if call.startswith("train")]
     assert trains[0].startswith(
         "train --run seed1/cross_entropy --seed 1 --trainer.threads 1 --config recipes/configs/"
     )
     assert all("--trainer.keep 3" in call and call.endswith("--trainer.log_every 9") for call in trains)
-    assert "--from seed1/cross_entropy" in trains[1] and "--x 1" in trains[1] and "--x 1" not in trains[0]
+    assert [re.search(r"--run (\S+)", call)[1] for call in trains] == [f"seed1/{name}" for name in SYSTEMS]
+    assert "--from" not in trains[0] and "--from seed1/cross_entropy" in trains[1]
+    assert "locked_dropout.yaml" in trains[1] and "--from seed1/locked_dropout" in trains[2]
+    assert ["--x 1" in call for call in trains] == [False, False, True]
     averages = [call for call in done.calls if call.startswith("average")]
-    assert averages[1] == "average seed1/soft_beam -o seed1/soft_beam.average.safetensors"
+    assert averages[2] == "average seed1/soft_beam -o seed1/soft_beam.average.safetensors"
     assert "translate seed1/soft_beam.average.safetensors test.source --beam_size 5 --threads 1" in " | ".join(
         done.calls
     )
     done = stubbed("--average", "3", "--seeds", "1 2")
-    assert done.stages == list("345678")
+    assert done.stages == list("3456789")
     assert [re.search(r"--run (\S+)", call)[1] for call in done.calls if call.startswith("train")] == [
-        "seed2/cross_entropy", "seed2/soft_beam",
-    ]  # fmt: skip
+        f"seed2/{name}" for name in SYSTEMS
+    ]
     assert [call.split()[1] for call in done.calls if call.startswith("translate")] == [
-        f"seed2/{name}" for name in ("cross_entropy/model.safetensors", "soft_beam/model.safetensors",
-                                     "cross_entropy.average.safetensors", "soft_beam.average.safetensors")
-    ]  # fmt: skip
+        f"seed2/{name}{kind}.safetensors" for kind in ("/model", ".average") for name in SYSTEMS
+    ]
     two = "--hypotheses seed1/soft_beam.beam5.txt seed2/soft_beam.beam5.txt"
-    baselines = "--baseline seed1/cross_entropy.beam5.txt seed2/cross_entropy.beam5.txt"
+    baselines = "--baseline seed1/locked_dropout.beam5.txt seed2/locked_dropout.beam5.txt"
     assert f"evaluate {two} {baselines} --reference test.reference" in done.calls
     assert stubbed("--average", "3", "--seeds", "1 2").stages == []
     wider = stubbed("--average", "3", "--seeds", "1 2", "--beam", "10")
-    assert wider.stages == ["7"] and "seed2/soft_beam.beam10.txt" in " | ".join(wider.calls)
+    assert wider.stages == ["8"] and "seed2/soft_beam.beam10.txt" in " | ".join(wider.calls)
 
 
 def test_what_broke_off_goes_on(stubbed, monkeypatch):
@@ -132,7 +137,7 @@ def test_what_broke_off_goes_on(stubbed, monkeypatch):
     assert stubbed("--seeds", "1 2", code=1).stages == ["1", "2", "3", "4"]
     monkeypatch.delenv("BREAKS")
     done = stubbed("--seeds", "1 2")
-    assert done.stages == ["4", "5", "7", "8"]
+    assert done.stages == ["4", "5", "6", "8", "9"]
     assert done.calls[0] == "train --resume seed2/cross_entropy"
     assert [call for call in done.calls if "cross_entropy" in call and call.startswith("train --run seed1/c")] == []
     # A stage that is named runs again, from the beginning.
@@ -142,7 +147,7 @@ def test_what_broke_off_goes_on(stubbed, monkeypatch):
 
 def test_a_direction_and_no_soft_beam(stubbed):
     done = stubbed("--direction", "backward-forward", "--soft-config", "none", "--tokenized", "moses")
-    assert done.stages == ["1", "2", "3", "4", "7", "8"]
+    assert done.stages == ["1", "2", "3", "4", "5", "8", "9"]
     turned = "--data.source_language backward --data.target_language forward"
     assert all(turned in call for call in done.calls if call.startswith(("train", "corpus prepare")))
     assert not any("soft_beam" in call for call in done.calls)
@@ -197,11 +202,17 @@ def test_recipes_name_a_card_and_configurations_that_load(script, setting, tmp_p
     card = load_card(plan["corpus"])
     assert script.stem == "own_bitext" or card.name == script.stem
     assert {"train", "dev", "test"} <= set(card.splits)
-    for phase in ("cross_entropy", "soft_beam"):
+    # Of larger models, and of the paper's, the second phase of cross-entropy is not tried.
+    is_small = "study_cross_entropy" in plan["cross_entropy"]
+    assert bool(plan["locked_dropout"]) == (setting == "ours" and is_small)
+    for phase in SYSTEMS:
+        if not plan[phase]:
+            continue
         files = [part for name in shlex.split(plan[phase]) for part in ("--config", str(ROOT / name))]
         config = parse_run(files)[1]
         assert config.search.beam_size == 5 and config.data.vocabulary.kind == "bpe"
         assert (config.objective == "soft_beam") == (phase == "soft_beam")
+        assert config.model.locked == (phase == "locked_dropout")
         if setting == "paper" and phase == "cross_entropy":
             assert (config.model.embedding, config.model.hidden, config.model.readout) == (620, 1000, "maxout")
             assert {config.scheduled_sampling.probability(update) for update in (0, 1, 10**6)} == {0.8}

@@ -89,20 +89,24 @@ def test_translations_are_those_of_one_process(finished_run, text, address, tmp_
     assert not output and len(errors.splitlines()) < 3, "Ray is quiet"
 
 
-def test_a_driver_that_is_killed_leaves_a_part(finished_run, text, address, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_is_stopped_leaves_a_part(finished_run, text, address, tmp_path, number):
     words = ["translate", finished_run, text, "--buffer", 1, "--device", "cpu"]
     run(*words, "-o", tmp_path / "one")
     found = tmp_path / "two"
     words += ["-o", found, "--engine", "ray", "--address", address]
-    # It kills itself when ten lines are written.
+    # It stops itself when ten lines are written.
     program = (
-        "import os, sys; from nmt import cli; from nmt.files.part import Part; write = Part.write\n"
-        "def die(*args):\n    write(*args)\n    args[2] == 10 and os.kill(os.getpid(), 9)\n"
+        "import os, signal, sys; from nmt import cli; from nmt.files.part import Part; write = Part.write\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"def die(*args):\n    write(*args)\n    args[2] == 10 and os.kill(os.getpid(), {int(number)})\n"
         "Part.write = die; cli.main(sys.argv[1:])"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "-c", program, *map(str, words)], env=environment, capture_output=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert ended.returncode == (130 if number == signal.SIGINT else -number), ended.stderr
+    if number == signal.SIGINT:
+        assert ended.stderr.decode().splitlines()[-1] == "nmt: interrupted" and b"Traceback" not in ended.stderr
     assert not found.exists() and (tmp_path / "two.part").read_bytes().count(b"\n") == 10
     run(*words, "--resume")
     assert found.read_bytes() == (tmp_path / "one").read_bytes()
@@ -126,6 +130,25 @@ def odd(number: int) -> int:
     if number == 7:
         raise UserError("seven is odd")
     return number**2
+
+
+def die_at_three(number: int) -> int:
+    """What becomes of a part; the fourth takes its actor with it."""
+    if number == 3:
+        os._exit(1)
+    return number
+
+
+def test_a_part_at_which_each_actor_dies_ends_the_command(address):
+    from nmt.cluster import Cluster
+
+    found = []
+    with Cluster(address) as cluster:
+        with pytest.raises(UserError, match=r"an actor died 4 times in a row, .*give fewer --processes"):
+            for number in cluster.map_in_order(die_at_three, range(6)):
+                found.append(number)
+        assert found == [0, 1, 2]
+        assert list(cluster.map_in_order(odd, range(3))) == [0, 1, 4], "the cluster is of use to others"
 
 
 def test_order_warnings_and_errors(address, caplog):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nmt.batching import TrainingStream, collate, cut_longer, evaluation_batches, plan_batches
 from nmt.corpus import Pairs
-from nmt.encoding import encode_pairs
+from nmt.encoding import Encoded, encode_pairs
 from nmt.errors import UserError
 from nmt.vocabulary import EOS, PAD, SentencePiece, VocabularyConfig
 
@@ -252,7 +252,7 @@ def test_every_pair_comes_once_an_epoch_however_often_the_processes_change(corpu
         assert sorted(rows) == list(range(200))
 
 
-class Lengths:
+class Lengths(Encoded):
     """A corpus of which the lengths alone count."""
 
     def __init__(self, lengths):

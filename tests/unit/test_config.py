@@ -8,7 +8,7 @@ import yaml
 
 from nmt.adapters import LoraConfig
 from nmt.config import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
-from nmt.config_file import check_config_file, keys_of
+from nmt.config_file import check_config_file, keys_of, parse_run
 from nmt.errors import UserError
 from nmt.models import RNNsearchConfig
 from nmt.objectives import (
@@ -25,7 +25,13 @@ from nmt.vocabulary import VocabularyConfig
 nan = math.nan
 IMPOSSIBLE = {
     ("", TrainConfig): {"seed": [-1, 2**63], "objective": ["ce"], "run": [""]},
-    ("data", DataConfig): {"batch_tokens": [-1], "max_length": [0], "dev_lines": [-1], "max_unknown": [-0.1, 2, nan]},
+    ("data", DataConfig): {
+        "batch_tokens": [-1],
+        "buffer": [-1, 2**63],
+        "max_length": [0],
+        "dev_lines": [-1],
+        "max_unknown": [-0.1, 2, nan],
+    },
     ("data.vocabulary", VocabularyConfig): {
         "size": [0, 7],
         "kind": ["word"],
@@ -35,8 +41,8 @@ IMPOSSIBLE = {
         "renew": ["all"],
     },
     ("model", RNNsearchConfig): {
-        "embedding": [0],
-        "hidden": [-3],
+        "embedding": [0, 2**63],
+        "hidden": [-3, 2**21],
         "encoder_layers": [0],
         "decoder_layers": [0],
         "dropout": [-0.1, 1.0, nan],
@@ -52,7 +58,7 @@ IMPOSSIBLE = {
         "upper": ["residual"],
         "start": ["zero"],
         "encoder_hidden": [-1, 5],
-        "source_embedding": [-1, 5],
+        "source_embedding": [-1, 5, 2**63],
         "bidirectional": [False],
         "source_end": [False],
     },
@@ -218,6 +224,8 @@ def test_the_defaults_are_a_valid_file(tmp_path):
         ("qqqqqqqq: 3", r"unknown key 'qqqqqqqq'\. nmt train --help"),
         ("3: 3", "unknown key '3'"),
         ("model: 3", "model is 3; it is a section"),
+        ("seed: null", "seed is null; give a value, or leave the key out"),
+        ("trainer: {max_steps: }", "trainer.max_steps is null"),
         ("soft_beam: {search: [1]}", r"soft_beam.search is \[1\]; it is a section"),
         ("- a\n- b", "holds a list"),
         ("text", "holds the plain value 'text'"),
@@ -236,6 +244,11 @@ def test_files_are_checked_before_they_are_parsed(tmp_path, monkeypatch, content
         check_config_file("c.yaml", TrainConfig)
     assert "c.yaml" in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_flag_that_is_null_is_told():
+    with pytest.raises(UserError, match="seed is None; give a whole number"):
+        parse_run(["--seed=null"])
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path):

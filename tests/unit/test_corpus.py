@@ -1,10 +1,12 @@
 import hashlib
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from nmt.corpus import Pairs, card_names, load_card, pairs_from_files
+from nmt.corpus import Pairs, bitext_from_files, card_names, load_card, pairs_from_files
 from nmt.errors import UserError
 
 CARD = """
@@ -124,6 +126,50 @@ def test_reads_a_local_data_set_through_datasets(make_card, tmp_path, monkeypatc
     assert list(card.read("test_hub")) == [("a\u2028b", "c"), ("d", "e")]
     with pytest.raises(UserError, match=r"mine' .*split 'dev'.* cannot be read: Unknown split"):
         card.read("test_none")
+
+
+def test_a_data_set_is_streamed(make_card, tmp_path, monkeypatch):
+    """Nothing is copied into a cache; what is wrong shows on the way."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "toy" / "mine"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"en": "a\\u2028b", "fr": "c"}\n{"en": "d", "fr": "e"}\n')
+    card = make_card(CARD + "  test_hub: {hub: mine, split: train}\n  test_none: {hub: mine, split: dev}\n")
+    text = card.bitext("test_hub", streaming=True)
+    assert list(text) == list(text) == [("a\u2028b", "c"), ("d", "e")]
+    assert not list(tmp_path.rglob("*.arrow"))
+    assert list(card.bitext("test_hub", "fr", "en")) == [("c", "a\u2028b"), ("e", "d")]
+    assert list((tmp_path / "cache").rglob("*.arrow"))
+    with pytest.raises(UserError, match=r"mine' .*split 'dev'.* cannot be read: .*split"):
+        next(iter(card.bitext("test_none", streaming=True)))
+    (folder / "train.jsonl").write_text('{"en": "a", "fr": "c"}\n{"en": "d"')
+    with pytest.raises(UserError, match=r"mine' .* cannot be read"):
+        list(text)
+
+
+def test_a_text_is_read_pass_by_pass(make_card, tmp_path, caplog):
+    text = make_card(CARD + "filter: {duplicates: false}\n").bitext("train")
+    caplog.set_level("INFO")
+    assert list(text) == list(text.held()) == list(text.head(9)) and len(text) == 3
+    assert text.checksum() == text.held().checksum() and text.dropped == {"empty": 1}
+    assert caplog.text.count("toy/train: left out 1 empty by the card's filter") == 1
+    assert list(text.head(1)) == list(text.held().head(1)) == [("one two", "un deux")]
+    assert next(iter(text.swapped())) == ("un deux", "one two")
+    with pytest.raises(UserError, match="record 1: half a character"):
+        (tmp_path / "toy/test.jsonl").write_text('{"en": "\\ud83d", "fr": "b"}')
+        make_card().read("test")
+
+
+def test_what_can_be_read_once_is_held(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "b").write_text("1\n2\n")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("one\ntwo\n",))
+    writer.start()
+    text = bitext_from_files(tmp_path / "pipe", tmp_path / "b")
+    writer.join()
+    assert list(text) == list(text) == [("one", "1"), ("two", "2")]
+    assert not isinstance(bitext_from_files(tmp_path / "b", tmp_path / "b"), Pairs)
 
 
 def test_checksum_of_pairs_depends_on_every_line():

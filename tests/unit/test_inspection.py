@@ -2,13 +2,16 @@
 
 import json
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nmt import cli
-from nmt.corpus import Filter, Pairs, load_card
-from nmt.corpus.fingerprints import fingerprints, paired, repeated
+from nmt.corpus import Bitext, Filter, Pairs, load_card
+from nmt.corpus.fingerprints import Seen, fingerprints, paired, repeated
 from nmt.corpus.inspection import Checks, inspect
 from nmt.corpus.language import Expected
 from nmt.corpus.oddities import KINDS, oddities
@@ -109,8 +112,9 @@ def test_languages():
     pairs = Pairs([line, line], ["Le comité a décidé de reporter la réunion.", line], "x/train", "en", "fr")
     found = inspect(pairs, Checks(languages=("en", "fr")))
     assert findings(found)["target is not fr"] == (1, 2) and found.findings["source is not en"].count == 0
-    kept = Filter(language=True).apply(pairs)
-    assert kept.target == pairs.target[:1] and kept.dropped == {"other language": 1}
+    dropped = Counter()
+    kept = Filter(language=True).sift(pairs, ("en", "fr"), [], dropped)
+    assert [pair[1] for pair in kept] == pairs.target[:1] and dropped == {"other language": 1}
 
 
 def test_without_the_identifier_the_remedy_is_named(monkeypatch):
@@ -126,7 +130,12 @@ def test_filters_leave_out_what_the_check_finds(caplog):
     caplog.set_level("INFO")
     pairs = Pairs(*map(list, zip(*FAULTS, strict=True)), "x/train", "en", "fr")
     test = Pairs(["in the  test."], ["Dans le test."], "x/test")
-    kept = Filter(max_ratio=3, copies=False, odd=False, duplicates=False, overlap=True).apply(pairs, [test])
+
+    def sifted(rules, pairs, others=()):
+        languages = pairs.source_language, pairs.target_language
+        return Bitext(lambda dropped: rules.sift(pairs, languages, others, dropped), "x/train", *languages).held()
+
+    kept = sifted(Filter(max_ratio=3, copies=False, odd=False, duplicates=False, overlap=True), pairs, [test])
     reasons = {"copy": 1, "duplicate": 1, "empty": 1, "in another split": 1, "odd characters": 1, "ratio": 1}
     assert kept.dropped == reasons
     assert list(kept) == [FAULTS[0], FAULTS[5]]
@@ -135,8 +144,33 @@ def test_filters_leave_out_what_the_check_finds(caplog):
     assert set(findings(again)) == {"source again, other target"}
     # Of duplicates the first that is kept counts, not one that was left out before.
     twice = Pairs(["x \u200b", "x \u200b", "y", "y"], ["u", "u", "v", "v"], "x/train")
-    assert list(Filter(odd=False, duplicates=False).apply(twice)) == [("y", "v")]
-    assert Filter(duplicates=False).apply(twice).dropped == {"duplicate": 2}
+    assert list(sifted(Filter(odd=False, duplicates=False), twice)) == [("y", "v")]
+    assert sifted(Filter(duplicates=False), twice).dropped == {"duplicate": 2}
+
+
+@given(st.lists(st.lists(st.integers(0, 40), max_size=30), max_size=12))
+def test_what_came_before_is_found_part_by_part(parts):
+    seen = Seen()
+    found = [again for part in parts for again in seen.again(np.array(part, dtype=np.uint64)).tolist()]
+    assert found == repeated(np.array([number for part in parts for number in part], dtype=np.uint64)).tolist()
+    assert sum(map(len, seen._runs)) == len({number for part in parts for number in part})
+
+
+def test_a_filter_sees_behind_the_parts_that_it_works_in(monkeypatch):
+    pairs = [(f"line {number % 7} here", "ligne" + " x" * (number % 5)) for number in range(60)]
+    others = [Pairs(["line 3 here"], ["x"], "toy/dev")]
+    rules = Filter(max_words=4, duplicates=False, overlap=True)
+    expected = {}
+    for pair in pairs:
+        if len(pair[1].split()) <= 4 and "3" not in pair[0]:
+            expected[pair] = None
+    for part in (1, 4, 1000):
+        monkeypatch.setattr("nmt.corpus.filter._PART", part)
+        dropped = Counter()
+        assert list(rules.sift(pairs, ("en", "fr"), others, dropped)) == list(expected)
+        assert sum(dropped.values()) == 60 - len(expected) and set(dropped) == {
+            "too long", "in another split", "duplicate"
+        }  # fmt: skip
 
 
 @pytest.fixture

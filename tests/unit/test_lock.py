@@ -132,7 +132,15 @@ def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, caplog, number)
     with FolderLock(tmp_path) as lock:
         lock.acquire()
         assert not lock.held and not os.listdir(tmp_path)
-    assert f"without locks ({os.strerror(number)}); see to it that no other nmt train" in caplog.text
+    assert f"no locks ({os.strerror(number)}); see to it that no other nmt train" in caplog.text
+
+
+def test_a_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("nmt.lock.fcntl", None)
+    with FolderLock(tmp_path) as lock:
+        lock.acquire()
+        assert not lock.held and not os.listdir(tmp_path)
+    assert "no locks (the operating system has no flock); see to it that no other nmt train" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

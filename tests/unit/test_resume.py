@@ -49,6 +49,7 @@ CASES = {
     "cross_entropy": {},
     "plateau": {"optimizer.schedule": "plateau", "optimizer.plateau_patience": 0, "optimizer.warmup": 2},
     "accumulate": {"trainer.accumulate": 2},
+    "buffer": {"data.buffer": 70},
     "min_risk": {"objective": "min_risk"},
     "bso": {"objective": "bso"},
     "scheduled_sampling": {"objective": "scheduled_sampling", "scheduled_sampling.updates": 9},
@@ -65,7 +66,7 @@ CASES = {
     "expected_bleu": {"objective": "soft_beam", "soft_beam.loss": "expected_bleu", "trainer.accumulate": 2},
 }
 
-EVERYWHERE = ("cross_entropy", "plateau", "accumulate", "token")
+EVERYWHERE = ("cross_entropy", "plateau", "accumulate", "buffer", "token")
 
 # Where validations fall matters to the optimiser and the journal, not to the objective.
 PLACES = [(case, every) for case in CASES for every in ((3, 6, 4) if case in EVERYWHERE else (4,))]

@@ -537,6 +537,36 @@ def test_a_soft_beam_that_lacks_memory_goes_on_with_recomputing(small_corpus, tm
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_run_that_fails_at_its_first_update_leaves_nothing(small_corpus, tmp_path, monkeypatch):
+    """But for other people's files; and a run that has made one stays."""
+    original = SoftBeam.forward
+
+    def forward(self, model, batch, update=0):
+        if update == first:
+            raise torch.OutOfMemoryError
+        return original(self, model, batch, update)
+
+    monkeypatch.setattr(SoftBeam, "forward", forward)
+    config = make_config(tmp_path / "run", small_corpus, {"objective": "soft_beam", "soft_beam.loss": "token"})
+    first = 0
+    with pytest.raises(UserError, match="memory is full: .*; give --soft_beam.recompute true, or lower"):
+        train_quietly(config)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="memory is full"):
+        train_quietly(config)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    first = 1
+    with pytest.raises(UserError, match="memory is full: .*; go on by --resume with --soft_beam.recompute true"):
+        train_quietly(config)
+    assert (tmp_path / "run" / "last.ckpt").exists()
+    # What is refused because there is a run leaves that alone.
+    with pytest.raises(UserError, match="holds a run already"):
+        train_quietly(config)
+    assert (tmp_path / "run" / "last.ckpt").exists()
+
+
 def test_lack_of_memory_in_a_validation_and_for_the_model(small_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("nmt.module.beam_search", lambda *_: torch.empty(2**60, dtype=torch.uint8))
     with pytest.raises(
