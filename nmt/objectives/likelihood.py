@@ -129,9 +129,16 @@ class _LayerLogLikelihood(torch.autograd.Function):
             size = max(1, _LOGITS.get(device, _LOGITS["cuda"]) // len(v))
             normaliser = torch.empty_like(total)
             log_probability = torch.empty_like(weights)
+            # Memory that is new has to be mapped, block by block.
+            made = x.new_empty(min(size, len(x)), len(v))
+            spare = made if dtype == wide else made.new_empty(made.shape, dtype=wide)
             for block, queries in _blocks(rows.index_select(0, order), len(x), size):
                 asked = order[queries]
-                logits = torch.addmm(b, x[block], v.t()).to(wide)
+                some = x[block]
+                logits = spare[: len(some)]
+                product = torch.addmm(b, some, v.t(), out=made[: len(some)])
+                if spare is not made:
+                    logits.copy_(product)
                 largest = logits.amax(dim=1, keepdim=True)
                 logits -= largest
                 found = logits[rows[asked] - block.start, tokens[asked]]
@@ -141,7 +148,8 @@ class _LayerLogLikelihood(torch.autograd.Function):
                 log_probability[asked] = found - log_summed[rows[asked] - block.start]
                 normaliser[block] = largest.squeeze(1) + log_summed
                 factor = total[block].unsqueeze(1) / summed
-                powers = powers.to(dtype)
+                if spare is not made:
+                    powers = product.copy_(powers)
                 if of_x is not None:
                     of_x[block] = (powers @ v) * -factor
                 if of_v is not None:
