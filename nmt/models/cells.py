@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nmt.models.elementary import tanh_
+
 
 def run_cell(inputs: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """One step of a cell.
@@ -35,7 +37,7 @@ def run_gru_cell(
     result, gates, new = out
     gates = torch.add(inputs[..., : 2 * hidden], recurrent[..., : 2 * hidden], out=gates).sigmoid_()
     reset, keep = gates.chunk(2, dim=-1)
-    new = torch.addcmul(inputs[..., 2 * hidden :], reset, recurrent[..., 2 * hidden :], out=new).tanh_()
+    new = tanh_(torch.addcmul(inputs[..., 2 * hidden :], reset, recurrent[..., 2 * hidden :], out=new))
     return torch.lerp(new, state, keep, out=result), gates, new
 
 

@@ -142,12 +142,13 @@ class _GRULayer(torch.autograd.Function):
         of_recurrent = before.new_empty(len(before), 3 * hidden, dtype=weight.dtype)
         entered: list[Tensor] = []
         of_state, plain = None, of_inputs.dtype == of_recurrent.dtype == before.dtype
+        spare = before.new_empty(2, max(walk.rows), 3 * hidden)
         for number in range(len(walk.rows) - 1, -1, -1):
             place, grad = walk.places[number], of_outputs[walk.places[number]]
             if of_state is not None:
                 grad[: len(of_state)] += of_state[: len(grad)]
             out = of_inputs[place], of_recurrent[place]
-            wide = out if plain else tuple(part.to(before.dtype) for part in out)
+            wide = out if plain else tuple(part[: len(grad)] for part in spare)
             of_state = differentiate_gru_cell(grad, fed[place], before[place], gates[place], new[place], *wide)
             if not plain:
                 for part, result in zip(out, wide, strict=True):

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nmt.models.elementary import exp_
 from nmt.models.seq2seq import Seq2Seq
 
-# Logits that are there at once. What a CPU's cache holds is best there; a GPU wants large products.
-_LOGITS = {"cpu": 2**22, "cuda": 2**26}
+# Logits that are there at once, in float32 or wider and in what is narrower: few, but products want to be large.
+_LOGITS = {"cpu": (2**22, 2**24), "cuda": (2**26, 2**26)}
+# Those that are exponentiated at once: what a CPU's cache holds.
+_POWERS = {"cpu": 2**17, "cuda": 2**26}
 
 
 class _WeightedLogLikelihood(torch.autograd.Function):
@@ -126,30 +129,30 @@ class _LayerLogLikelihood(torch.autograd.Function):
             of_b = torch.zeros_like(b, dtype=wide) if need_b else None
 
             order = rows.argsort(stable=True)
-            size = max(1, _LOGITS.get(device, _LOGITS["cuda"]) // len(v))
-            normaliser = torch.empty_like(total)
+            size = max(1, _LOGITS.get(device, _LOGITS["cuda"])[dtype != wide] // len(v))
+            few = max(1, _POWERS.get(device, _POWERS["cuda"]) // len(v))
+            normaliser, largest, summed = (torch.empty_like(total) for _ in range(3))
             log_probability = torch.empty_like(weights)
             # Memory that is new has to be mapped, block by block.
             made = x.new_empty(min(size, len(x)), len(v))
-            spare = made if dtype == wide else made.new_empty(made.shape, dtype=wide)
             for block, queries in _blocks(rows.index_select(0, order), len(x), size):
                 asked = order[queries]
-                some = x[block]
-                logits = spare[: len(some)]
-                product = torch.addmm(b, some, v.t(), out=made[: len(some)])
-                if spare is not made:
-                    logits.copy_(product)
-                largest = logits.amax(dim=1, keepdim=True)
-                logits -= largest
-                found = logits[rows[asked] - block.start, tokens[asked]]
-                powers = logits.exp_()
-                summed = powers.sum(dim=1, keepdim=True)
-                log_summed = summed.log().squeeze(1)
-                log_probability[asked] = found - log_summed[rows[asked] - block.start]
-                normaliser[block] = largest.squeeze(1) + log_summed
-                factor = total[block].unsqueeze(1) / summed
-                if spare is not made:
-                    powers = product.copy_(powers)
+                logits = torch.addmm(b, x[block], v.t(), out=made[: block.stop - block.start])
+                found = logits[rows[asked] - block.start, tokens[asked]].to(wide)
+                for part, most, sums in zip(
+                    *(each.split(few) for each in (logits, largest[block], summed[block])), strict=True
+                ):
+                    powers = part.to(wide)
+                    torch.amax(powers, dim=1, out=most)
+                    torch.sum(exp_(powers.sub_(most.unsqueeze(1))), dim=1, out=sums)
+                    if powers is not part:
+                        part.copy_(powers)
+                log_summed = summed[block].log()
+                normaliser[block] = largest[block] + log_summed
+                own = rows[asked]
+                log_probability[asked] = (found - largest[own]) - log_summed[own - block.start]
+                factor = (total[block] / summed[block]).unsqueeze(1)
+                powers = logits
                 if of_x is not None:
                     of_x[block] = (powers @ v) * -factor
                 if of_v is not None:
