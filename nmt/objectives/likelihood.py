@@ -12,7 +12,7 @@ from nmt.models.elementary import exp_
 from nmt.models.seq2seq import Seq2Seq
 
 # Logits that are there at once, in float32 or wider and in what is narrower: few, but products want to be large.
-_LOGITS = {"cpu": (2**22, 2**24), "cuda": (2**26, 2**26)}
+_LOGITS = {"cpu": (2**22, 2**23), "cuda": (2**26, 2**26)}
 # Those that are exponentiated at once: what a CPU's cache holds.
 _POWERS = {"cpu": 2**17, "cuda": 2**26}
 
@@ -117,7 +117,7 @@ class _LayerLogLikelihood(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         with torch.autocast(device, enabled=False):
             x, v = inputs.to(dtype), weight.to(dtype)
-            b = weight.new_zeros(len(weight), dtype=dtype) if bias is None else bias.to(dtype)
+            b = weight.new_zeros(len(weight), dtype=wide) if bias is None else bias.to(wide)
             weights = weights.to(wide)
             total = torch.zeros(len(x), dtype=wide, device=x.device).index_add_(0, rows, weights)
             if uniform is not None:
@@ -137,28 +137,28 @@ class _LayerLogLikelihood(torch.autograd.Function):
             made = x.new_empty(min(size, len(x)), len(v))
             for block, queries in _blocks(rows.index_select(0, order), len(x), size):
                 asked = order[queries]
-                logits = torch.addmm(b, x[block], v.t(), out=made[: block.stop - block.start])
-                found = logits[rows[asked] - block.start, tokens[asked]].to(wide)
-                for part, most, sums in zip(
-                    *(each.split(few) for each in (logits, largest[block], summed[block])), strict=True
-                ):
-                    powers = part.to(wide)
+                logits = torch.mm(x[block], v.t(), out=made[: block.stop - block.start])
+                own, ids = rows[asked], tokens[asked]
+                found = logits[own - block.start, ids].to(wide) + b[ids]
+                factor = torch.empty_like(total[block])
+                parts = (logits, *(whole[block] for whole in (total, largest, summed)), factor)
+                for part, count, most, sums, share in zip(*(each.split(few) for each in parts), strict=True):
+                    powers = part.add_(b) if dtype == wide else part + b
                     torch.amax(powers, dim=1, out=most)
                     torch.sum(exp_(powers.sub_(most.unsqueeze(1))), dim=1, out=sums)
+                    torch.div(count, sums, out=share)
+                    if of_b is not None:
+                        of_b.addmv_(powers.t(), share, alpha=-1)
                     if powers is not part:
                         part.copy_(powers)
+                powers, factor = logits, factor.unsqueeze(1)
                 log_summed = summed[block].log()
                 normaliser[block] = largest[block] + log_summed
-                own = rows[asked]
                 log_probability[asked] = (found - largest[own]) - log_summed[own - block.start]
-                factor = (total[block] / summed[block]).unsqueeze(1)
-                powers = logits
                 if of_x is not None:
                     of_x[block] = (powers @ v) * -factor
                 if of_v is not None:
                     _add_product(of_v, powers.t(), (x[block] * -factor).to(dtype))
-                if of_b is not None:
-                    of_b -= (factor.t().to(dtype) @ powers).squeeze(0)
 
             value = (weights * log_probability).sum()
             if of_x is not None:
@@ -169,7 +169,7 @@ class _LayerLogLikelihood(torch.autograd.Function):
                 of_b.index_add_(0, tokens, weights)
             if uniform is not None:
                 mean, spread = v.to(wide).mean(dim=0), uniform / len(v)
-                value = value + (uniform * (x.to(wide) @ mean + b.to(wide).mean() - normaliser)).sum()
+                value = value + (uniform * (x.to(wide) @ mean + b.mean() - normaliser)).sum()
                 if of_x is not None:
                     of_x.addr_(uniform, mean)
                 if of_v is not None:
