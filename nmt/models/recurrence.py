@@ -2,8 +2,8 @@
 
 The backward pass of torch's own GRU costs more than it must: it takes the inputs of step t as a slice of all of them;
 the gradient of a slice is a tensor of zeros as large as the whole, so that it is quadratic in the length. (cuDNN has no
-such trouble.) Here a layer of a GRU is one function, whose backward pass writes what the steps have to say side by side,
-so that the gradient of a weight is one product over all of them. The values are torch's, bit for bit.
+such trouble.) Here a layer of a GRU is one function, whose backward pass writes what the steps have to say side by
+side, so that the gradient of a weight is one product over all of them.
 """
 
 from collections.abc import Callable
@@ -57,9 +57,7 @@ def _run_direction(gru: nn.GRU, suffix: str, values: Tensor, sizes: list[int], s
     return run_gru_layer(linear(values, input_weight, input_bias), first, state_weight, state_bias, sizes, steps)
 
 
-def run_cells(
-    cell: nn.Module, values: Tensor, sizes: list[int], first: tuple[Tensor, ...]
-) -> Tensor:
+def run_cells(cell: nn.Module, values: Tensor, sizes: list[int], first: tuple[Tensor, ...]) -> Tensor:
     """The outputs (tokens, hidden) of a GRUCell or LSTMCell over a packed sequence.
 
     Args:
@@ -101,6 +99,8 @@ class _Walk:
 
 
 class _GRULayer(torch.autograd.Function):
+    """Products in the precision of autocast, states and what is made of them in that of the first state."""
+
     @staticmethod
     def forward(
         ctx: Any, inputs: Tensor, first: Tensor, weight: Tensor, bias: Tensor, sizes: list[int], order: range

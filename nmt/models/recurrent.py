@@ -278,7 +278,8 @@ class Recurrent(Seq2Seq):
         values, _ = pad_packed_sequence(outputs, batch_first=True, total_length=source.shape[1])
         positions = torch.arange(source.shape[1], device=source.device)
         mask = positions.unsqueeze(0) < lengths.to(source.device).unsqueeze(1)
-        values = self._drop(values)
+        # What lies step by step would be copied whenever the attention reads it.
+        values = self._drop(values.contiguous())
         return Memory(values, self.attention.keys(values), mask, summary, self._draw_locks(values))
 
     @abstractmethod
