@@ -5,6 +5,7 @@ joeynmt, OpenNMT-py and fairseq have it, with another first state each.
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,8 +104,8 @@ class Luong(Recurrent):
 
     def _force(self, target: Steps, memory: Memory) -> Tensor:
         # Nothing that the attention gives is read by the cells: they run first, and ask for all steps at once.
-        values = target.values
-        for number, (cell, state) in enumerate(zip(self.cells, self.start(memory), strict=True)):
+        values, cells = target.values, cast("Any", self.cells)
+        for number, (cell, state) in enumerate(zip(cells, self.start(memory), strict=True)):
             if number and not self.config.locked:
                 values = self.dropout(values)
             values = run_cells(cell, values, target.sizes, tuple(part.squeeze(1) for part in state))

@@ -84,8 +84,8 @@ class RNNsearch(Recurrent):
     def _force(self, target: Steps, memory: Memory) -> Tensor:
         form: Any = self.unrolled()
         reader, given = form.reader, target.values
-        if isinstance(reader, StepCell):
-            reader, given = reader.move, reader.inputs(given)
+        if isinstance(form.reader, StepCell):
+            reader, given = form.reader.move, form.reader.inputs(given)
         look = partial(form.attention, keys=memory.keys, values=memory.values, mask=memory.mask)
         state, tops, contexts = self.start(memory), [], []
         for inputs in given.split(target.sizes):
