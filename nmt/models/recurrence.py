@@ -57,9 +57,7 @@ def _run_direction(gru: nn.GRU, suffix: str, values: Tensor, sizes: list[int], s
     return run_gru_layer(linear(values, input_weight, input_bias), first, state_weight, state_bias, sizes, steps)
 
 
-def run_cells(
-    cell: nn.GRUCell | nn.LSTMCell, values: Tensor, sizes: list[int], first: tuple[Tensor, ...]
-) -> Tensor:
+def run_cells(cell: nn.GRUCell | nn.LSTMCell, values: Tensor, sizes: list[int], first: tuple[Tensor, ...]) -> Tensor:
     """The outputs (tokens, hidden) of a GRUCell or LSTMCell over a packed sequence.
 
     Args:
