@@ -166,10 +166,29 @@ class TrainingStream:
         self.start_batch, self.epochs = start_batch, epochs
         self.sampling, self._vocabularies = sampling, vocabularies
         self.rank, self.world = rank, world
-        self.rows = _usable_rows(corpus, max_length)
-        self._source_lengths = corpus.source_lengths[self.rows]
-        self._target_lengths = corpus.target_lengths[self.rows]
+        self._keep(_usable_rows(corpus, max_length))
         self.set_budget(budget)
+
+    def _keep(self, rows: Rows) -> None:
+        self.rows = rows
+        self._source_lengths = self.corpus.source_lengths[rows]
+        self._target_lengths = self.corpus.target_lengths[rows]
+
+    def leave_out_longer(self, source: int | None, target: int | None) -> None:
+        """Leaves pairs out that have more pieces, EOS not counted, than a model has positions for; None for no limit.
+
+        Raises:
+            UserError: none is left.
+        """
+        fits = ~_beyond(self._source_lengths, source) & ~_beyond(self._target_lengths, target)
+        if fits.all():
+            return
+        count, limits = int((~fits).sum()), _tell_positions(source, target)
+        if not fits.any():
+            raise UserError(f"No pair is left to train on: all {count:,} are longer than {limits}; give shorter lines.")
+        logger.warning("Left out %s of %s pairs: longer than %s", f"{count:,}", f"{len(self.corpus):,}", limits)
+        self._keep(self.rows[fits])
+        self.set_budget(self.budget)
 
     def set_budget(self, budget: int) -> None:
         """Another budget: another plan of all batches.
@@ -244,6 +263,39 @@ class TrainingStream:
             return sources, targets
 
         return sample
+
+
+def cut_longer(corpus: EncodedCorpus, source: int | None, target: int | None, name: str) -> Sampler | None:
+    """For `collate`, the ids of pairs up to what a model has positions for (EOS not counted; None for no limit). How
+    many are longer is told; where none is, there is nothing to cut.
+
+    Args:
+        corpus, source, target: of the pairs, and the most pieces.
+        name: of the text, for the message.
+    """
+    longer = _beyond(corpus.source_lengths, source) | _beyond(corpus.target_lengths, target)
+    if not longer.any():
+        return None
+    told = "%s of %s pairs of %s are longer than %s: read up to there"
+    logger.warning(told, f"{longer.sum():,}", f"{len(corpus):,}", name, _tell_positions(source, target))
+
+    def cut(rows: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+        sides = (corpus.source, source), (corpus.target, target)
+        sources, targets = ([of(row)[:most].tolist() for row in rows] for of, most in sides)
+        return sources, targets
+
+    return cut
+
+
+def _beyond(lengths: NDArray[np.int32], most: int | None) -> NDArray[np.bool_]:
+    return np.zeros(len(lengths), bool) if most is None else lengths > most
+
+
+def _tell_positions(source: int | None, target: int | None) -> str:
+    sides = [
+        f"{most:,} pieces of a {side}" for side, most in (("source", source), ("target", target)) if most is not None
+    ]
+    return f"the model has positions for, {' and '.join(sides)}"
 
 
 def _usable_rows(corpus: EncodedCorpus, max_length: int | None) -> Rows:

@@ -23,7 +23,16 @@ from nmt.adapters import plain_state
 from nmt.checksum import KEY, check_content, content_checksum
 from nmt.errors import UserError
 from nmt.lines import atomic_path
-from nmt.models import Luong, Pretrained, PretrainedConfig, Recurrent, RNNsearch, RNNsearchConfig, Seq2Seq
+from nmt.models import (
+    REGULARISATION,
+    Luong,
+    Pretrained,
+    PretrainedConfig,
+    Recurrent,
+    RNNsearch,
+    RNNsearchConfig,
+    Seq2Seq,
+)
 from nmt.vocabulary import Vocabulary, open_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -169,6 +178,8 @@ def find_model(path: str | Path) -> Path:
         return path / NAME
     if not path.exists():
         raise UserError(f"{path} does not exist; give a model file ({NAME}) or the folder of a run.")
+    if path.suffix == ".ckpt":
+        raise UserError(f"{path} is what nmt train --resume goes on from; give the folder of the run, or its {NAME}.")
     return path
 
 
@@ -202,7 +213,7 @@ def average_checkpoints(paths: Sequence[str | Path]) -> Checkpoint:
 
     Raises:
         UserError: no model, one that cannot be read, weights that are not numbers, or models that differ in
-            architecture, configuration or vocabularies; names the first difference.
+            architecture, vocabularies or configuration but for dropout; names the first difference.
     """
     if not paths:
         raise UserError("There are 0 models to average; give at least one.")
@@ -268,7 +279,7 @@ def _info_of_alike(first: Checkpoint, path: Path, other_path: Path) -> dict[str,
         refuse(f"their architectures are {type(first.model).__name__} and {type(other.model).__name__}")
     for field_ in dataclasses.fields(first.model.config):  # type: ignore[arg-type]
         one, two = (getattr(checkpoint.model.config, field_.name) for checkpoint in (first, other))
-        if one != two:
+        if one != two and field_.name not in REGULARISATION:
             refuse(f"model.{field_.name} is {one} and {two}")
     for side in ("source", "target"):
         one, two = (getattr(checkpoint, f"{side}_vocabulary").checksum() for checkpoint in (first, other))

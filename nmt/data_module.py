@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from nmt.batching import Batch, TrainingStream, collate, evaluation_batches
+from nmt.batching import Batch, Sampler, TrainingStream, collate, cut_longer, evaluation_batches
 from nmt.config import DataConfig, TrainerConfig
 from nmt.corpus import Pairs, load_card, pairs_from_files
 from nmt.encoding import EncodedCorpus, encode_pairs
@@ -74,6 +74,13 @@ class TranslationData(pl.LightningDataModule):
             rank=rank,
             world=world,
         )
+        self._dev_sampler: Sampler | None = None
+
+    def set_positions(self, source: int | None, target: int | None) -> None:
+        """The most pieces, EOS not counted, that the model has positions for. Longer training pairs are left out, dev
+        pairs read up to there; both are counted."""
+        self.stream.leave_out_longer(source, target)
+        self._dev_sampler = cut_longer(self.dev_corpus, source, target, self.dev_pairs.name)
 
     def set_budget(self, budget: int) -> None:
         """Batches of so many tokens from here on, in place of data.batch_tokens; none may have been trained on."""
@@ -146,7 +153,7 @@ class TranslationData(pl.LightningDataModule):
         planned = evaluation_batches([int(lengths[row]) for row in rows], budget)
         both = self.source_vocabulary, self.target_vocabulary
         batches = [
-            collate(self.dev_corpus, [rows[place] for place in batch], epoch=0, vocabularies=both) for batch in planned
+            collate(self.dev_corpus, [rows[place] for place in batch], 0, self._dev_sampler, both) for batch in planned
         ]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 

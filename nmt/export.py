@@ -16,8 +16,8 @@ from nmt import __version__
 from nmt.checkpoint import Checkpoint
 from nmt.errors import UserError
 from nmt.lines import atomic_folder, check_empty
-from nmt.models import FusedRNNsearch, Pretrained, decoding_form
-from nmt.models.portable import EncoderGraph, StepGraph
+from nmt.models import Pretrained, decoding_form
+from nmt.models.portable import EncoderGraph, Form, StepGraph
 from nmt.runner.folder import CONFIG, PARTS, Exported, Special, describe
 from nmt.runner.settings import Settings
 from nmt.vocabulary import EOS, PAD, UNK, SentencePiece
@@ -79,11 +79,11 @@ def check_ready(folder: Path) -> None:
 def _graphs(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
     """Encoder and step as ONNX writes them to files."""
     form = decoding_form(checkpoint.model.cpu().eval())
-    if not isinstance(form, FusedRNNsearch):
+    if not isinstance(form, Form):
         other = "; --format hf writes it for transformers" if isinstance(checkpoint.model, Pretrained) else ""
         raise UserError(
-            f"This {type(checkpoint.model).__name__} model cannot be exported as ONNX; give an RNNsearch without layer "
-            f"normalisation{other}."
+            f"This {type(checkpoint.model).__name__} model cannot be exported as ONNX; give a recurrent one without "
+            f"layer normalisation{other}."
         )
     # Every size is another one, so that none is taken for another.
     rows, length, slots = 2, 3, 5
@@ -92,7 +92,7 @@ def _graphs(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
     encoder = EncoderGraph(form).eval()
     with torch.no_grad():
         parts = encoder(source, lengths)
-    memory, first = parts[:3], parts[3:]
+    memory, first = parts[: encoder.memory_parts], parts[encoder.memory_parts :]
     of_memory, of_state = (
         [f"{kind}_{i}" for i in range(len(of))] for kind, of in (("memory", memory), ("state", first))
     )

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import sys
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -235,9 +236,10 @@ def _decoded(stream: Iterable[bytes], name: str) -> Iterator[str]:
                 if name == _STDIN:
                     raise UserError(f"{name} is gzipped; unpack it on the way (zcat FILE | nmt ...).") from None
                 raise UserError(f"{name} is gzipped but its name does not end in .gz; rename it.") from None
+            encoding = "utf-16" if number == 1 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "latin1"
             raise UserError(
                 f"{name}, line {number:,}: not UTF-8 (byte 0x{raw[error.start]:02x} at position "
-                f"{error.start + 1}); convert the file, for instance with iconv -f latin1 -t utf-8."
+                f"{error.start + 1}); convert the file, for instance with iconv -f {encoding} -t utf-8."
             ) from None
         if number == 1 and line.startswith(_BOM):
             line = line[1:]

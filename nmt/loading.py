@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from nmt.checkpoint import Checkpoint, load_checkpoint
-from nmt.errors import UserError
+from nmt.errors import UserError, did_you_mean
 from nmt.models import Ensemble
 from nmt.shortlist import Shortlist
 from nmt.translator import Translator
@@ -64,7 +64,7 @@ def check_precision(device: str, dtype: str, int8: bool) -> None:
         UserError: names them.
     """
     if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype is '{dtype}'; choose float32 or bfloat16")
+        raise UserError(f"dtype is '{dtype}'; choose float32 or bfloat16.{did_you_mean(dtype, ('bfloat16',))}")
     if int8 and dtype != "float32":
         raise UserError(f"int8 and dtype {dtype} are two precisions; leave out one")
     if int8 and device not in ("auto", "cpu"):
@@ -81,6 +81,9 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"there is no device '{name}'; give auto, cpu or cuda") from None
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         cause = str(error).splitlines()[0]

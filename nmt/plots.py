@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from nmt.errors import UserError
+from nmt.glyphs import drawable
 from nmt.lines import atomic_path
 from nmt.search import SoftSearchConfig, soft_beam_search
 from nmt.search.trace import trace_search
@@ -27,9 +28,11 @@ def draw_attention(translation: Translation) -> Figure:
     figure = Figure(figsize=(1.5 + 0.38 * columns, 1.2 + 0.3 * rows), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(translation.attention.float().numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(columns), translation.source_pieces, rotation=60, ha="left", rotation_mode="anchor")
+    drawn, options = drawable([*translation.source_pieces, *translation.pieces])
+    sides = [[drawn[piece] for piece in pieces] for pieces in (translation.source_pieces, translation.pieces)]
+    axes.set_xticks(range(columns), sides[0], rotation=60, ha="left", rotation_mode="anchor", **options)
     axes.xaxis.tick_top()
-    axes.set_yticks(range(rows), translation.pieces)
+    axes.set_yticks(range(rows), sides[1], **options)
     axes.tick_params(length=0)
     return figure
 
@@ -72,7 +75,7 @@ def trace_beam(
         raise UserError("a blank line has no beam; give a sentence")
     model, vocabulary = translator.model, translator.target_vocabulary
     device = next(model.parameters()).device
-    source = torch.tensor([[*ids, 3]], device=device)
+    source = torch.tensor([[*ids, model.eos]], device=device)
     memory = model.encode(source, torch.tensor([source.shape[1]]))
     if hard_states:
         return _trace_hard(translator, memory, config, steps, device)
@@ -134,19 +137,21 @@ def draw_beam(trace: Sequence[BeamStep]) -> Figure:
     slots = max(len(step.pieces) for step in trace)
     figure = Figure(figsize=(1.0 + 1.05 * len(trace), 0.9 + 0.62 * slots), layout="constrained")
     axes = figure.add_subplot()
+    drawn, options = drawable(piece for step in trace for piece in step.pieces)
     for time, step in enumerate(trace):
         for slot, piece in enumerate(step.pieces):
             weight = float(step.weights[slot])
             axes.text(
                 time,
                 slot,
-                piece,
+                drawn[piece],
                 ha="center",
                 va="center",
                 fontsize=8,
                 color="white" if weight > 0.6 else "black",
                 bbox={"boxstyle": "round", "fc": (0.1, 0.3, 0.6, min(1.0, max(0.04, weight))), "ec": "0.6", "lw": 0.5},
                 zorder=3,
+                **options,
             )
             if time:
                 for parent, share in enumerate(step.parents[slot].tolist()):

@@ -1,5 +1,6 @@
 """Translations that are there, scored by a model: lines in, scores out, and the perplexity of a corpus."""
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from nmt.translation import Translation
 
 if TYPE_CHECKING:
     from nmt.translator import LengthLimit, Translator
+
+logger = logging.getLogger(__name__)
 
 
 def score_ids(
@@ -67,7 +70,7 @@ def score_lines(
     *,
     batch_tokens: int = 4096,
     attention: bool = False,
-    first_line: int = 1,
+    numbers: Sequence[int],
 ) -> list[Translation]:
     """`Translator.score`, which tells about the arguments."""
     if isinstance(sources, str) or isinstance(targets, str):
@@ -80,17 +83,19 @@ def score_lines(
         raise UserError(f"{len(pieces):,} lists of pieces for {len(targets):,} targets; give one for each, or None.")
     read = translator.source_vocabulary.encode(sources)
     written = translator.target_vocabulary.encode(targets)
-    positions = translator.decoder.most_pieces
+    positions, most = translator.decoder.most_pieces, translator.decoder.most_tokens
     kept = []
-    for place, ids in enumerate(read):
-        read[place] = limit.cut(
-            ids, positions, first_line + place, cut="the source is read up to there", emptied="not scored"
-        )
+    for place, (number, ids) in enumerate(zip(numbers, read, strict=True)):
+        read[place] = limit.cut(ids, positions, number, cut="the source is read up to there", emptied="not scored")
         if pieces is not None and (given := pieces[place]) is not None:
-            written[place] = _ids(translator, given, first_line + place)
+            written[place] = _ids(translator, given, number)
         elif not targets[place].strip():
             # As in a source, where characters that SentencePiece knows and Python takes for space make no text.
             written[place] = []
+        if most is not None and len(written[place]) >= most:
+            told = "line %d: the translation has %d pieces, more than the model has positions for, %d: not scored"
+            logger.warning(told, number, len(written[place]), most - 1)
+            continue
         if read[place] and sources[place].strip():
             kept.append(place)
     found = score_ids(
@@ -164,7 +169,7 @@ class Perplexity:
         return math.exp(mean) if mean < 700 else math.inf
 
     def __str__(self) -> str:
-        left = f"; {self.left_out:,} with a blank or too long source left out" if self.left_out else ""
+        left = f"; {self.left_out:,} blank or too long, left out" if self.left_out else ""
         return (
             f"perplexity {self.value:.4f} a piece, log p {self.log_probability:.2f} of {self.tokens:,} pieces and ends "
             f"in {self.pairs:,} lines{left}"

@@ -161,6 +161,8 @@ def prepare(
     data = TranslationData(text, config.seed, vocabularies, world.rank, world.size)
     check_tied(config, data)
     checkpoint = build_checkpoint(config, data, architecture)
+    tokens = checkpoint.model.most_tokens
+    data.set_positions(checkpoint.model.most_pieces, None if tokens is None else tokens - 1)
     taken = None
     if found is not None and start is not None:
         taken = transfer(found, checkpoint, str(find_model(start)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from nmt.checkpoint import Checkpoint
 from nmt.errors import UserError
 from nmt.freezing import group_of
-from nmt.models import Recurrent, RNNsearchConfig
+from nmt.models import REGULARISATION, Recurrent, RNNsearchConfig
 from nmt.vocabulary import Vocabulary
 
 
@@ -157,7 +157,7 @@ def shape_of(found: Checkpoint, asked: RNNsearchConfig, given: Collection[str] |
                 "settings; leave it out"
             )
         return asked
-    names = {*(other if given is None else given), "dropout", "locked"}
+    names = {*(other if given is None else given), *REGULARISATION}
     have: RNNsearchConfig = found.model.config
     try:
         return dataclasses.replace(have, **{name: getattr(asked, name) for name in names})
@@ -170,7 +170,7 @@ def _changed(found: Checkpoint, new: Checkpoint) -> dict[str, tuple[Any, Any]]:
     return {
         name: (theirs[name], value)
         for name, value in ours.items()
-        if name not in ("dropout", "locked") and name in theirs and theirs[name] != value
+        if name not in REGULARISATION and name in theirs and theirs[name] != value
     }
 
 

@@ -135,7 +135,8 @@ class Translator:
         if wishes is not None:
             if len(wishes) != len(lines):
                 raise UserError(f"{len(wishes):,} wishes for {len(lines):,} lines; give one a line")
-            demands = [demand_of(wishes[place], self.target_vocabulary, first_line + place) for place in kept]
+            most = self.decoder.most_tokens
+            demands = [demand_of(wishes[place], self.target_vocabulary, first_line + place, most) for place in kept]
         found = search_ids(
             self.decoder,
             [encoded[place] for place in kept],
@@ -169,13 +170,15 @@ class Translator:
         batch_tokens: int = 2048,
         attention: bool = False,
         first_line: int = 1,
+        numbers: Sequence[int] | None = None,
         **options: Any,
     ) -> list[Translation]:
         """What the model makes of translations that are there: forced decoding.
 
         The text of a translation is cut into pieces anew, and not always into those that the search wrote: it may have
         spelt a word otherwise. Its own score comes out for its own pieces alone, so give these beside the text. The
-        source is read as the search reads it, cut by `limit`, too; a target has no limit.
+        source is read as the search reads it, cut by `limit`, too; a target has no limit but the positions of the
+        decoder, where it has some (`Seq2Seq.most_tokens`): a longer one has no score, which is NaN and is told.
 
         A blank target is scored as an empty translation (the end of the sentence at once). A blank source never reaches
         the model: an empty target has log-probability 0 there, and anything else has none, which is NaN.
@@ -189,6 +192,7 @@ class Translator:
             batch_tokens: most tokens of a batch on the longer side, padding counted.
             attention: whether the attention matrices are returned.
             first_line: number of the first line, for messages.
+            numbers: of all lines, where they do not follow each other.
 
         Returns:
             A translation a pair, with the score that the search would have given it; its text is the target.
@@ -207,7 +211,7 @@ class Translator:
             limit or LengthLimit(),
             batch_tokens=batch_tokens,
             attention=attention,
-            first_line=first_line,
+            numbers=range(first_line, first_line + len(sources)) if numbers is None else numbers,
         )
 
     def stream(self, lines: Iterable[str], *, chunk: int = 2048, **options: Any) -> Iterator[str]:

@@ -28,13 +28,14 @@ class Wish:
     exclude: tuple[str, ...] = ()
 
 
-def demand_of(wish: Wish, vocabulary: Vocabulary, line: int) -> Demand:
+def demand_of(wish: Wish, vocabulary: Vocabulary, line: int, most_tokens: int | None = None) -> Demand:
     """The wish in the pieces of a vocabulary.
 
     Args:
         wish: blank parts are no wish.
         vocabulary: of the target.
         line: its number, for messages.
+        most_tokens: see `Seq2Seq.most_tokens`; of a longer prefix the beginning is wished, and that is told.
 
     Raises:
         UserError: a prefix or a phrase to include that the vocabulary cannot spell, or one that is excluded, too.
@@ -54,7 +55,12 @@ def demand_of(wish: Wish, vocabulary: Vocabulary, line: int) -> Demand:
                     f"line {line:,}: {text!r} is to be included and {phrase.replace(_SPACE, ' ')!r} to be excluded; "
                     "leave out one"
                 )
-    return Demand(tuple(ids[0]), tuple(tuple(phrase) for phrase in ids[1:] if phrase), exclude)
+    prefix = ids[0]
+    if most_tokens is not None and len(prefix) >= most_tokens:
+        told = "line %d: its prefix has %d pieces, more than the model has positions for, %d: kept up to there"
+        logger.warning(told, line, len(prefix), most_tokens - 1)
+        prefix = prefix[: most_tokens - 1]
+    return Demand(tuple(prefix), tuple(tuple(phrase) for phrase in ids[1:] if phrase), exclude)
 
 
 def spell(text: str, vocabulary: Vocabulary) -> str:

@@ -15,6 +15,7 @@ def main(words: list[str]) -> None:
         "plot",
         "attention MODEL --text TEXT: where the decoder looked. beam MODEL --text TEXT: the soft beam unrolled. "
         "curves RUN [RUN ...]: loss and dev BLEU.",
+        "nmt plot (attention MODEL | beam MODEL | curves RUN [RUN ...]) [--text TEXT] [-o PICTURE] [--FLAG VALUE ...]",
     )
     parser.add_argument("kind", help="attention, beam or curves")
     parser.add_argument("paths", nargs="+", help="a model or run folder; curves: one or more run folders")

@@ -6,12 +6,13 @@ from nmt.models.int8 import quantize
 from nmt.models.luong import Luong
 from nmt.models.narrowed import Narrowed
 from nmt.models.pretrained import Pretrained, PretrainedConfig
-from nmt.models.recurrent import Recurrent, RNNsearchConfig
+from nmt.models.recurrent import REGULARISATION, Recurrent, RNNsearchConfig
 from nmt.models.remainder import Remainder
 from nmt.models.rnnsearch import RNNsearch
 from nmt.models.seq2seq import Advance, Seq2Seq
 
 __all__ = [
+    "REGULARISATION",
     "Advance",
     "Ensemble",
     "FusedRNNsearch",

@@ -59,7 +59,7 @@ class AdditiveAttention(nn.Module):
         """
         keys, values, mask = first_rows((keys, values, mask), len(query))
         energy = _Energies.apply(self.query(query), keys, self.energy.weight.squeeze(0))
-        return _average(energy, values, mask)
+        return average(energy, values, mask)
 
     def for_steps(self) -> "StepAttention":
         """A form of it for the steps of one forward pass."""
@@ -149,7 +149,7 @@ class _Attend(torch.autograd.Function):
         asked = powers(query)
         energy = _energies(asked, keys[: len(query)], weight)
         with torch.autocast(keys.device.type, enabled=False):
-            context, attention = _average(energy, values[: len(query)], mask)
+            context, attention = average(energy, values[: len(query)], mask)
         ctx.save_for_backward(asked, keys, values, attention, weight)
         return context, attention
 
@@ -258,10 +258,10 @@ class ProductAttention(nn.Module):
         return self.key(values)
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return _average(torch.bmm(query, keys.transpose(1, 2)), values, mask)
+        return average(torch.bmm(query, keys.transpose(1, 2)), values, mask)
 
 
-def _average(energy: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def average(energy: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Context and attention of energies (batch, slots, source length)."""
     attention = energy.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(dim=2)
     return torch.bmm(attention.to(values.dtype), values), attention

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nmt.models.elementary import tanh_
+from nmt.models.elementary import fast_tanh, tanh_
 
 
 def run_cell(inputs: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -25,8 +25,9 @@ def run_cell(inputs: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]) -> tu
             return (_GRU.apply(inputs, recurrent, state[0]),)
         return run_gru_cell(inputs, recurrent, state[0])[:1]
     entering, forget, proposal, leaving = (inputs + recurrent).chunk(4, dim=-1)
-    cell = torch.sigmoid(forget) * state[1] + torch.sigmoid(entering) * torch.tanh(proposal)
-    return torch.sigmoid(leaving) * torch.tanh(cell), cell
+    tanh = torch.tanh if torch.is_grad_enabled() else fast_tanh
+    cell = torch.sigmoid(forget) * state[1] + torch.sigmoid(entering) * tanh(proposal)
+    return torch.sigmoid(leaving) * tanh(cell), cell
 
 
 def run_gru_cell(

@@ -17,3 +17,8 @@ def exp_(x: Tensor) -> Tensor:
 def tanh_(x: Tensor) -> Tensor:
     """tanh x as 2 / (1 + exp(-2 x)) - 1, in place; right to a rounding of 1, not of x where that is near 0."""
     return x.mul_(2).sigmoid_().mul_(2).sub_(1) if x.device.type == "cpu" else x.tanh_()
+
+
+def fast_tanh(x: Tensor) -> Tensor:
+    """`tanh_` in a new tensor, without a gradient."""
+    return (2 * x).sigmoid_().mul_(2).sub_(1)

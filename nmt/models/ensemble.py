@@ -43,6 +43,11 @@ class Ensemble(Seq2Seq):
         """What all models can read."""
         return min((model.most_pieces for model in self.parts if model.most_pieces is not None), default=None)
 
+    @property
+    def most_tokens(self) -> int | None:
+        """What all models can write."""
+        return min((model.most_tokens for model in self.parts if model.most_tokens is not None), default=None)
+
     def encode(self, source: Tensor, lengths: Tensor) -> Any:
         return tuple(model.encode(source, lengths) for model in self.parts)
 

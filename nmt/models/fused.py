@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from nmt.models.attention import powers
 from nmt.models.cells import run_cell
+from nmt.models.elementary import fast_tanh
 from nmt.models.frozen import frozen
 from nmt.models.int8 import take_outputs
 from nmt.models.recurrent import average
@@ -152,7 +153,7 @@ class FusedRNNsearch(Seq2Seq):
     def output_inputs(self, features: Tensor) -> Tensor:
         if self.config.readout == "maxout":
             return features.unflatten(-1, (-1, 2)).amax(dim=-1)
-        return torch.tanh(features)
+        return fast_tanh(features)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -44,29 +44,36 @@ class Luong(Recurrent):
 
     def _read(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
         outputs, final = self._run_encoder(packed)
-        if self.config.bridge == "mean":
-            first = torch.tanh(self.initial(average(outputs)))
-            return outputs, first.repeat(1, self._parts * self.config.decoder_layers)
-        # (batch, layers * directions, size) each
-        return outputs, self._bridge([part.transpose(0, 1) for part in final])
+        mean = average(outputs) if self.config.bridge == "mean" else None
+        return outputs, self.summarise(final, mean)
 
-    def _bridge(self, states: list[Tensor]) -> Tensor:
+    def summarise(self, final: tuple[Tensor, ...], mean: Tensor | None) -> Tensor:
+        """The summary.
+
+        Args:
+            final: parts of the encoder's last state, (layers * directions, batch, size) each.
+            mean: of what the encoder gives, (batch, size); the bridge "mean" takes it.
+        """
         config = self.config
+        # (batch, layers * directions, size) each
+        states = [part.transpose(0, 1) for part in final]
+        if mean is not None:
+            return torch.tanh(self.initial(mean)).repeat(1, self._parts * config.decoder_layers)
         if config.bridge == "relu":
             # As OpenNMT-py cuts them: a row holds as many states as there are layers, of whichever direction.
             size = config.decoder_layers * config.encoder_size
             pairs = zip(states, self.initials, strict=True)
-            states = [torch.relu(layer(state.reshape(len(state), -1, size))) for state, layer in pairs]
+            states = [torch.relu(layer(state.reshape(state.shape[0], -1, size))) for state, layer in pairs]
         if config.bridge == "linear":
             pairs = zip(states, self.initials, strict=True)
-            states = [layer(state.reshape(len(state), -1, config.value_size)) for state, layer in pairs]
+            states = [layer(state.reshape(state.shape[0], -1, config.value_size)) for state, layer in pairs]
         if config.bridge in ("relu", "linear", "layers"):
             return torch.cat([state.flatten(1) for state in states], dim=1)
         top = states[0][:, -(2 if config.bidirectional else 1) :].flatten(1)
         if config.bridge == "tanh":
             first = torch.tanh(self.initial(top))
         else:
-            first = top[:, : config.hidden] if config.bridge == "last" else top.new_zeros(len(top), config.hidden)
+            first = top[:, : config.hidden] if config.bridge == "last" else top.new_zeros(top.shape[0], config.hidden)
         return first.repeat(1, self._parts * config.decoder_layers)
 
     def start(self, memory: Memory) -> State:

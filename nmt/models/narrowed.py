@@ -48,6 +48,10 @@ class Narrowed(Seq2Seq):
     def parameters(self, recurse: bool = True) -> Any:
         return self._model[0].parameters(recurse)
 
+    @property
+    def most_tokens(self) -> int | None:
+        return self._model[0].most_tokens
+
     def encode(self, source: Tensor, lengths: Tensor) -> NarrowedMemory:
         mask = torch.zeros(self._allowed.shape, device=source.device).masked_fill(~self._allowed, -torch.inf)
         return NarrowedMemory(self._model[0].encode(source, lengths), mask)

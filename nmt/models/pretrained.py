@@ -122,6 +122,11 @@ class Pretrained(Seq2Seq):
         return None if most is None else most - len(self.config.source_prefix) - len(self.config.source_suffix)
 
     @property
+    def most_tokens(self) -> int | None:
+        most = self._positions("decoder")
+        return None if most is None else most - self.forced
+
+    @property
     def output_layer(self) -> nn.Linear | None:
         head, bias = self._head, self._output_bias
         if type(head) is not nn.Linear:
@@ -210,7 +215,14 @@ class Pretrained(Seq2Seq):
         """How many tokens "encoder" or "decoder" has positions for."""
         settings = self._settings(side)
         # T5's n_positions bounds nothing.
-        return settings.get("max_position_embeddings", settings.get("n_positions") if self._of_two else None)
+        most = settings.get("max_position_embeddings", settings.get("n_positions") if self._of_two else None)
+        if most is None or not self._of_two:
+            return most
+        # RoBERTa and its like count positions from behind the id of padding.
+        part = self.network.encoder if side == "encoder" else self._decoder
+        table = getattr(getattr(part, "embeddings", None), "position_embeddings", None)
+        padding = getattr(table, "padding_idx", None)
+        return most if padding is None else most - padding - 1
 
     def _check_length(self, length: int, what: str) -> None:
         most = self._positions("encoder" if what == "source" else "decoder")

@@ -23,6 +23,10 @@ from nmt.vocabulary import BOS, EOS, PAD
 State = tuple[tuple[Tensor, ...], ...]
 
 
+# Of the configuration: what training alone does, and no shape and no output depends on.
+REGULARISATION = ("dropout", "locked")
+
+
 @dataclass
 class RNNsearchConfig:
     """The size and the shape of the model."""

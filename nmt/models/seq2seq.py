@@ -57,6 +57,16 @@ class Seq2Seq(nn.Module):
         return None
 
     @property
+    def most_tokens(self) -> int | None:
+        """The most tokens of a translation, EOS counted, that the decoder has positions for; None where it needs none.
+        `advance` and `teacher_force` refuse more."""
+        return None
+
+    def within_positions(self, lengths: Tensor) -> Tensor:
+        """Lengths of translations, EOS counted, none beyond `most_tokens`."""
+        return lengths if self.most_tokens is None else lengths.clamp(max=self.most_tokens)
+
+    @property
     def output_layer(self) -> nn.Linear | None:
         """The layer that `project` applies to `output_inputs`, where it does no more than that; here none is known."""
         return None

@@ -117,7 +117,8 @@ def add_scores(
     """Adds to every entry, for each model, its log-probability in nats and its length in pieces, the end counted.
 
     Hypotheses are scored as they stand in the list, cut into the model's own pieces. Where the source is blank a model
-    has no opinion: both are 0.
+    has no opinion: both are 0. One that is longer than the model has positions for has those of the least probable of
+    its sentence.
 
     Args:
         groups: the entries of each sentence; they are taken by blocks, and held in memory so long.
@@ -150,18 +151,25 @@ def _scored(
     block: Sequence[tuple[str, list[Entry]]], translators: Mapping[str, "Translator"], options: Mapping[str, Any]
 ) -> Iterator[list[Entry]]:
     # Lists often hold a text many times, by several derivations; it is scored once.
-    pairs = list(dict.fromkeys((source, entry.text) for source, group in block for entry in group))
-    features: list[dict[str, tuple[float, ...]]] = [{} for _ in pairs]
+    places = {(entry.sentence, entry.text): (source, entry) for source, group in block for entry in group}
+    sources, texts = [source for source, _ in places.values()], [text for _, text in places]
+    numbers = [sentence + 1 for sentence, _ in places]
+    known: dict[tuple[int, str], dict[str, tuple[float, ...]]] = {place: {} for place in places}
     for name, translator in translators.items():
-        found = translator.score([source for source, _ in pairs], [text for _, text in pairs], **options)
-        for of_pair, one in zip(features, found, strict=True):
-            scored = not math.isnan(one.log_probability)
-            of_pair[name] = (one.log_probability if scored else 0.0,)
-            of_pair[f"{name}_length"] = (float(len(one.pieces)),)
-    by_pair = dict(zip(pairs, features, strict=True))
-    for source, group in block:
+        found = translator.score(sources, texts, numbers=numbers, **options)
+        by_place = {
+            place: (one.log_probability, float(len(one.pieces))) for place, one in zip(places, found, strict=True)
+        }
+        for _, group in block:
+            values = [by_place[entry.sentence, entry.text] for entry in group]
+            lowest = min((value for value in values if not math.isnan(value[0])), default=(0.0, 0.0))
+            for entry, value in zip(group, values, strict=True):
+                log_probability, length = lowest if math.isnan(value[0]) else value
+                known[entry.sentence, entry.text].update({name: (log_probability,), f"{name}_length": (length,)})
+    for _, group in block:
         yield [
-            dataclasses.replace(entry, features={**entry.features, **by_pair[source, entry.text]}) for entry in group
+            dataclasses.replace(entry, features={**entry.features, **known[entry.sentence, entry.text]})
+            for entry in group
         ]
 
 

@@ -124,7 +124,8 @@ class BLEULoss(SoftLoss):
         self.damping = search.damping if search.values == "hard" else 1.0
         self.eos = model.eos
         self.sharpness = sharpness
-        self.steps = batch.target.shape[1] + overrun
+        longest = batch.target.shape[1] + overrun
+        self.steps = min(longest, model.most_tokens or longest)
         lengths = batch.target_lengths - 1
         self.reference = count_reference(batch.target, lengths)
         positions = torch.arange(batch.target.shape[1], device=batch.target.device)

@@ -112,6 +112,8 @@ def beam_search(
     least = torch.tensor([config.min_length(size) for size in sizes], device=device)
     if constraints is not None:
         limits = constraints.limits(limits)
+    limits = model.within_positions(limits)
+    least = torch.minimum(least, limits)
     longest, shortest = int(limits.max()), int(least.max())
     sampler = None
     if config.strategy == "sample":

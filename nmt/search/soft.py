@@ -236,9 +236,10 @@ def soft_beam_search(
     config: SoftSearchConfig,
     operator: Operator = sorted_soft_topk,
 ) -> Iterator[SoftStep]:
-    """Unrolls the soft search for `steps` steps over a batch of `rows` sentences."""
+    """Unrolls the soft search for `steps` steps over a batch of `rows` sentences, or for as many as the decoder has
+    positions for."""
     beam = first_beam(model, memory, rows)
-    for position in range(steps):
+    for position in range(min(steps, model.most_tokens or steps)):
         advanced = model.advance(beam.embedding, beam.state, memory)
         step = soft_advance(model, advanced.features, advanced.state, beam, config, operator)
         yield step

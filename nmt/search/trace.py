@@ -56,13 +56,13 @@ def trace_search(
     Args:
         model: the model; its mode is the caller's.
         memory: what it left of the sources.
-        limits: (batch,), most tokens of a hypothesis, its end counted.
+        limits: (batch,), most tokens of a hypothesis, its end counted; the decoder may have positions for fewer.
         beam_size: k.
         candidates: C, at least k: how many competitors are kept of each step.
         alpha: hypotheses are ranked by log p / |y|^alpha.
         n_best: a sentence is done when no open hypothesis can become one of its n best any more.
     """
-    rows, device = len(limits), limits.device
+    rows, device, limits = len(limits), limits.device, model.within_positions(limits)
     beam = first_beam(model, memory, rows)
     best = torch.full((rows, n_best), -torch.inf, device=device, dtype=beam.scores.dtype)
     steps: list[TraceStep] = []

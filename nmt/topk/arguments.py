@@ -9,6 +9,11 @@ from torch import Tensor
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+def is_captured(x: Tensor) -> bool:
+    """Whether a CUDA graph is captured, so that no value can be read, and none refused."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def check_scores(scores: Tensor) -> None:
     """Checks type and shape; the values are checked where they are first read (`check_values`).
 
@@ -65,7 +70,7 @@ def refuse_temperature(temperature: float | Tensor) -> None:
     Raises:
         ValueError: a temperature that is not finite and positive.
     """
-    if not isinstance(temperature, Tensor):
+    if not isinstance(temperature, Tensor) or is_captured(temperature):
         return
     good = (temperature > 0) & (temperature < math.inf)
     if not bool(good.all()):

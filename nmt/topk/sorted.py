@@ -203,7 +203,7 @@ def run(
         candidates and the sums (rows, k) of all others. And what the backward needs.
     """
     screened = width_of(rows.shape[1], k, width or 0)
-    if fast.fits(rows, screened):
+    if fast.fits(rows, screened, k):
         refuse_temperature(temperature)
         found = fast.ranked_forward(rows, k, temperature, screened, width)
         if found is None:

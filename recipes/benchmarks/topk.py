@@ -7,6 +7,10 @@ which the operators take turns, so that the noise of a shared machine hits all o
 `--seconds` is called once, what would take longer than `--budget` or more memory than `--limit` is not. Memory is the
 peak above the inputs of one forward + backward, in a process of its own on the CPU.
 
+`--reads`, the default on a GPU, tells the time also in reads of the scores: times the bandwidth of a copy of 256 MiB,
+over the bytes of the scores. (Scores that fit the cache of the device may be read faster than that.) On a GPU the
+kernels have a second line, the replay of a CUDA graph of the call: what the device takes, without the host's calls.
+
 `--temperatures` adds a table over temperatures, of ours against Sinkhorn iterations run until they have converged, and
 against two of them, which are enough where the temperature is large.
 """
@@ -20,11 +24,12 @@ from pathlib import Path
 import torch
 from machine import describe
 from rich.console import Console
-from topk_measure import UNIT, Cell, measure, pilot
+from topk_measure import UNIT, Cell, bandwidth, measure, pilot
 from topk_report import draw_speed, faster, markdown, rich_table, split_page, write_page
 from topk_rows import Row, make_rows
 
-SWEEP = (UNIT, "sparse_soft_topk", "soft_topk", "sinkhorn_converged", "sinkhorn_2_iterations")
+SWEEP = (UNIT, "sparse_soft_topk", "soft_topk", "sparse_soft_topk_kernels", "soft_topk_kernels", "sinkhorn_converged",
+         "sinkhorn_2_iterations")  # fmt: skip
 
 
 def read_arguments() -> argparse.Namespace:
@@ -44,13 +49,15 @@ def read_arguments() -> argparse.Namespace:
     add("--budget", type=float, default=60.0, help="seconds that one call may take")
     add("--limit", type=float, default=4.0, help="GiB that one call may take")
     add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure it, which calls once more")
+    add("--reads", action=argparse.BooleanOptionalAction, help="tell the time in reads of the scores as well")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--output", type=Path, help="JSON lines: the machine and settings, then one an operator and size")
     add("--table", type=Path, help="the tables as Markdown")
     add("--plot", type=Path, help="time against n as PNG")
-    add("--page", type=Path, help="a page with <!-- speed --> and <!-- /speed -->; the tables go between them")
+    add("--page", type=Path, help="a page with <!-- speed --> and <!-- /speed -->, for cuda"
+        " <!-- speed cuda --> and <!-- /speed cuda -->; the tables go between them")  # fmt: skip
     chosen = parser.parse_args()
-    names = [row.name for row in make_rows(chosen.limit * 2**30)]
+    names = [row.name for row in make_rows(chosen.limit * 2**30, chosen.device)]
     for name in chosen.only or ():
         if name not in names:
             parser.error(f"--only {name} is no operator; there are {', '.join(names)}")
@@ -63,7 +70,9 @@ def read_arguments() -> argparse.Namespace:
         if path and not path.parent.is_dir():
             parser.error(f"--{name} {path}: there is no folder {path.parent}")
     if chosen.page:
-        split_page(chosen.page)
+        split_page(chosen.page, chosen.device)
+    if chosen.reads is None:
+        chosen.reads = chosen.device == "cuda"
     chosen.sizes.sort()
     chosen.sweep_sizes = sorted(chosen.sweep_sizes or chosen.sizes[len(chosen.sizes) // 2 :][:1])
     return chosen
@@ -73,15 +82,17 @@ def read_arguments() -> argparse.Namespace:
 Measured = tuple[str, list[tuple[str, list[Cell]]]]
 
 
-def over_sizes(rows: Sequence[Row], chosen: argparse.Namespace) -> Iterator[Measured]:
+def over_sizes(rows: Sequence[Row], chosen: argparse.Namespace, rate: float) -> Iterator[Measured]:
     T = chosen.temperature
     for scores in chosen.scores:
         forecast = pilot(rows, scores, chosen.sizes[0], T, chosen)
-        columns = [(f"n = {n:,}", measure(rows, scores, n, T, chosen, forecast, chosen.memory)) for n in chosen.sizes]
+        columns = [
+            (f"n = {n:,}", measure(rows, scores, n, T, chosen, forecast, chosen.memory, rate)) for n in chosen.sizes
+        ]
         yield f"{scores} scores, {chosen.rows} rows, k = {chosen.k}, T = {T:g}", columns
 
 
-def over_temperatures(rows: Sequence[Row], chosen: argparse.Namespace) -> Iterator[Measured]:
+def over_temperatures(rows: Sequence[Row], chosen: argparse.Namespace, _: float) -> Iterator[Measured]:
     few = [row for row in rows if row.name in SWEEP]
     for scores in chosen.scores if chosen.temperatures else ():
         for n in chosen.sweep_sizes:
@@ -96,8 +107,11 @@ def main() -> None:
     chosen = read_arguments()
     torch.set_num_threads(1)
     machine = describe()
+    rate = bandwidth(chosen.device) if chosen.reads else 0.0
+    if rate:
+        machine += f"\nbandwidth {rate / 1e9:,.0f} GB/s, of a copy of 256 MiB"
     print(machine, flush=True)
-    rows = make_rows(chosen.limit * 2**30)
+    rows = make_rows(chosen.limit * 2**30, chosen.device)
     rows = [row for row in rows if not chosen.only or row.name in (UNIT, *chosen.only)]
     console = Console(width=max(150, Console().width))
     settings = {name: value for name, value in vars(chosen).items() if not isinstance(value, Path)}
@@ -105,7 +119,7 @@ def main() -> None:
     every: list[dict] = []
     lines = [json.dumps({"machine": machine.split("\n"), "settings": settings})]
     for kind, tables_of in (("sizes", over_sizes), ("temperatures", over_temperatures)):
-        for title, columns in tables_of(rows, chosen):
+        for title, columns in tables_of(rows, chosen, rate):
             records = [
                 (header, [{"table": kind, **dataclasses.asdict(cell)} for cell in cells]) for header, cells in columns
             ]
@@ -121,7 +135,7 @@ def main() -> None:
     if chosen.plot:
         draw_speed(every, chosen.plot)
     if chosen.page:
-        write_page(chosen.page, machine, tables, chosen.plot)
+        write_page(chosen.page, machine, tables, chosen.plot, chosen.device)
 
 
 if __name__ == "__main__":

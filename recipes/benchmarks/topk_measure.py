@@ -5,7 +5,8 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from topk_memory import peaks, step
@@ -24,6 +25,7 @@ class Cell:
         calls: how many were timed for each.
         why: why not.
         peak: bytes of forward and backward.
+        reads: the seconds over those of one read of the scores at the measured bandwidth; None unless asked for.
         off: how far a sum of weights is from where it should be, at worst.
     """
 
@@ -42,7 +44,18 @@ class Cell:
     calls: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
     why: list[str] = dataclasses.field(default_factory=lambda: ["", ""])
     peak: float | None = None
+    reads: list[float | None] = dataclasses.field(default_factory=lambda: [None, None])
     off: float | None = None
+
+
+def bandwidth(device: str, size: int = 1 << 26, calls: int = 10) -> float:
+    """Bytes a second of a copy of float32 numbers, each of which is read once and written once."""
+    x = torch.zeros(size, device=device)
+    out = torch.empty_like(x)
+    clock = Clock(x, 0, 1.0)
+    row = Row("copy", lambda x, k, T: (out.copy_(x),), sums=False)
+    clock(row, None)
+    return 2 * 4 * size / min(clock(row, None) for _ in range(calls))
 
 
 class Clock:
@@ -51,6 +64,7 @@ class Clock:
     def __init__(self, scores: Tensor, k: int, temperature: float) -> None:
         self.scores, self.k, self.temperature = scores, k, temperature
         self.cuda = scores.is_cuda
+        self.graphs: dict[tuple[str, bool], tuple[torch.cuda.CUDAGraph, Any]] = {}
 
     def result(self, row: Row, backward: bool = False) -> tuple[Tensor, ...]:
         assert row.call is not None
@@ -69,15 +83,14 @@ class Clock:
 
     def __call__(self, row: Row, cotangents: list[Tensor] | None, calls: int = 1, keep: list | None = None) -> float:
         """Mean seconds of a forward, or with cotangents of a forward and backward; results go to `keep`."""
+        graph = self._graph(row, cotangents) if row.graph else None
         if self.cuda:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
         else:
             began = time.process_time()
         for _ in range(calls):
-            parts = self.result(row, cotangents is not None)
-            if cotangents is not None:
-                torch.autograd.grad(parts, self.scores, cotangents)
+            parts = graph() if graph else self._step(row, cotangents)
             if keep is not None:
                 keep.append(parts)
             del parts
@@ -86,6 +99,35 @@ class Clock:
             end.synchronize()
             return begin.elapsed_time(end) / 1e3 / calls
         return (time.process_time() - began) / calls
+
+    def _step(self, row: Row, cotangents: list[Tensor] | None) -> tuple[Tensor, ...]:
+        parts = self.result(row, cotangents is not None)
+        if cotangents is not None:
+            torch.autograd.grad(parts, self.scores, cotangents)
+        return parts
+
+    def _graph(self, row: Row, cotangents: list[Tensor] | None) -> Callable[[], tuple[Tensor, ...]]:
+        """Replays a graph of the call, captured once; its results are always the same tensors."""
+        key = row.name, cotangents is not None
+        if key not in self.graphs:
+            # What is compiled or loaded at a first call cannot be captured.
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(2):
+                    self._step(row, cotangents)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                kept = self._step(row, cotangents)
+            self.graphs[key] = graph, kept
+        graph, kept = self.graphs[key]
+
+        def replay() -> tuple[Tensor, ...]:
+            graph.replay()
+            return kept
+
+        return replay
 
 
 class Forecast:
@@ -121,8 +163,9 @@ def measure(
     chosen: argparse.Namespace,
     forecast: Forecast,
     memory: bool,
+    rate: float = 0.0,
 ) -> list[Cell]:
-    """The cells of all operators on one set of scores."""
+    """The cells of all operators on one set of scores; `rate` in bytes a second is what one read of them is told by."""
     print(f"{scores} scores, n = {n:,}, T = {T:g} ...", file=sys.stderr, flush=True)
     x = make_scores(scores, chosen.rows, n).to(chosen.device)
     clock = Clock(x, chosen.k, T)
@@ -136,13 +179,16 @@ def measure(
             if cell.why[backward]:
                 cell.why[1] = cell.why[backward]
                 break
+            if clock.cuda:
+                # A size may be compiled anew at its first call.
+                clock(row, cotangents[row.name] if backward else None)
             if backward:
                 once = clock(row, cotangents[row.name])
             else:
                 once, cotangents[row.name], cell.off = clock.first(row)
             forecast.learn(row, n, backward, once)
             times[row.name, backward] = [once]
-            if backward and memory and clock.cuda:
+            if backward and memory and clock.cuda and not row.graph:
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
                 step(row, x.requires_grad_(), chosen.k, T)
@@ -167,6 +213,8 @@ def measure(
                 cell.seconds[backward] = statistics.median(found)
                 cell.ratio[backward] = statistics.median(found) / unit
                 cell.calls[backward] = cell.calls[backward] or 1
+                if rate:
+                    cell.reads[backward] = statistics.median(found) * rate / (x.numel() * x.element_size())
     if memory and not clock.cuda:
         whole = [cell for cell in cells if cell.seconds[1] is not None]
         limit = chosen.limit * 2**30

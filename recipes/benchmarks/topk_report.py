@@ -11,14 +11,15 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 # What stands in the table to be compared with, and selects nothing.
-YARDSTICKS = ("torch.topk", "copy", "torchsort.soft_rank")
+YARDSTICKS = ("torch.topk", "copy", "torchsort.soft_rank", "torch.topk_graph")
 LEGEND = (
     "Time of a forward, and of a forward and backward, over that of a forward `torch.topk(k)` in the same run. MiB is\n"
     "the peak of a forward and backward above the scores. 'sums off' is how far a row's weights are from summing to k\n"
     "(a ranked column's to 1), at worst. Rows marked * are this package's."
 )
+
+READS = "After a comma: the same times in reads of the scores at the bandwidth of a copy."
 
 # A line of the output, and columns: a header with the lines below it, the same operators in each.
 Record = dict[str, Any]
@@ -34,7 +35,10 @@ def _times(record: Record) -> str:
     if record["ratio"][0] is None:
         return record["why"][0]
     both = record["why"][1] if record["ratio"][1] is None else _number(record["ratio"][1])
-    return f"{_number(record['ratio'][0])} / {both}"
+    found = f"{_number(record['ratio'][0])} / {both}"
+    if record["reads"][0] is not None:
+        found += f", {' / '.join(_number(reads) for reads in record['reads'] if reads is not None)}"
+    return found
 
 
 def _peak(record: Record) -> str:
@@ -108,24 +112,27 @@ def faster(columns: Columns) -> str:
     return "\n".join(said)
 
 
-def split_page(page: Path) -> tuple[str, str]:
-    """What stands before and after the markers of a page."""
+def split_page(page: Path, device: str) -> tuple[str, str]:
+    """What stands before and after the markers of a page, these included."""
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    before, found, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
+    kind = "speed" if device == "cpu" else f"speed {device}"
+    begin, end = f"<!-- {kind} -->", f"<!-- /{kind} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise SystemExit(f"{page} has no {BEGIN} followed by {END}: add both where the tables are to stand")
-    return before, after
+        raise SystemExit(f"{page} has no {begin} followed by {end}: add both where the tables are to stand")
+    return before + begin, end + after
 
 
-def write_page(page: Path, machine: str, tables: Sequence[str], plot: Path | None = None) -> None:
+def write_page(page: Path, machine: str, tables: Sequence[str], plot: Path | None, device: str) -> None:
     """Puts the tables, what they were measured on, and a plot between the markers of a page."""
-    before, after = split_page(page)
-    parts = [LEGEND, "\n".join(f"    {line}" for line in machine.splitlines()), *tables]
+    before, after = split_page(page, device)
+    legend = f"{LEGEND} {READS}" if "\nbandwidth " in machine else LEGEND
+    parts = [legend, "\n".join(f"    {line}" for line in machine.splitlines()), *tables]
     if plot:
         path = Path(os.path.relpath(plot, page.parent)).as_posix()
         parts.append(f"![time of the operators against the number of scores]({path})")
-    page.write_text(before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + after, encoding="utf-8")
+    page.write_text(before + "\n" + "\n\n".join(parts) + "\n" + after, encoding="utf-8")
 
 
 def draw_speed(records: Sequence[Record], path: Path) -> None:
@@ -156,12 +163,14 @@ def draw_speed(records: Sequence[Record], path: Path) -> None:
 
 
 def _style(name: str, place: int, own: bool) -> dict[str, Any]:
-    """Ours thick, with the colours of the other pictures; yardsticks black; the others thin, in colours and marks."""
+    """Ours thick, with the colours of the other pictures, kernels with points; yardsticks black; the others thin."""
     if own:
         colour = "tab:orange" if "sorted" in name else "tab:blue"
-        return {"color": colour, "linewidth": 2.6, "linestyle": "--" if "sparse" in name else "-", "zorder": 3}
+        mark = "o" if "kernels" in name else None
+        dash = "--" if "sparse" in name else "-"
+        return {"color": colour, "linewidth": 2.6, "linestyle": dash, "marker": mark, "zorder": 3}
     if name in YARDSTICKS:
-        return {"color": "black", "linewidth": 1, "linestyle": (":", "-.", "--")[YARDSTICKS.index(name)]}
+        return {"color": "black", "linewidth": 1, "linestyle": (":", "-.", "--", (0, (1, 4)))[YARDSTICKS.index(name)]}
     # The first four colours of the map are those of ours.
     colour = colormaps["tab20"](4 + place % 16)
     return {"color": colour, "linewidth": 1, "marker": "sv^<>DPX*dhp"[place % 12], "markersize": 4.5}

@@ -63,6 +63,7 @@ class Row:
         work: (rows, n) -> proportional to the time of a call.
         square: the numbers are needed for each pair of scores of a row.
         note: (rows, n) -> what the table says beside it.
+        graph: what is timed is the replay of a CUDA graph of the call, which leaves out the time of the host.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Row:
     work: Callable[[int, int], float] = lambda rows, n: float(n)
     square: bool = False
     note: Callable[[int, int], str] = lambda rows, n: ""
+    graph: bool = False
 
     def bytes(self, rows: int, n: int, k: int, backward: bool) -> float:
         """What a call takes beside its scores, at most about so much."""
@@ -89,7 +91,7 @@ class Row:
         return float((totals - (1 if self.ranked else k)).abs().max())
 
 
-def make_rows(limit: float) -> list[Row]:
+def make_rows(limit: float, device: str = "cpu") -> list[Row]:
     """All rows; `limit`, in bytes, is what the samples of the perturbed operator may take."""
     rows = [
         Row("torch.topk", lambda x, k, T: (x.topk(k, dim=-1).values,), sums=False),
@@ -124,7 +126,11 @@ def make_rows(limit: float) -> list[Row]:
             note=_iterations,
         ),
     ]
-    rows[6:6] = [_by_kernels(row) for row in rows if row.ours]
+    ours = [_by_kernels(row, device) for row in rows if row.ours]
+    if device == "cuda":
+        ours += [replace(row, name=f"{row.name}_graph", graph=True, note=_replayed) for row in (rows[0], *ours)]
+    rows = [replace(row, call=_switched(row, False)) if row.ours else row for row in rows]
+    rows[6:6] = ours
     known = {row.name for row in rows}
     for name, guarantee in OPERATORS.items():
         if name not in known:
@@ -138,15 +144,26 @@ def _alone(operator: Callable[..., Tensor]) -> Callable[[Tensor, int, float], tu
     return lambda x, k, T: (operator(x, k, T),)
 
 
-def _by_kernels(row: Row) -> Row:
-    """The same by the compiled kernels; the backward is that of the forward."""
+def _by_kernels(row: Row, device: str) -> Row:
+    """The same by the compiled kernels."""
+    there = find_spec("triton" if device == "cuda" else "numba")
+    return replace(row, name=f"{row.name}_kernels", call=_switched(row, True) if there else None)
 
-    def call(x: Tensor, k: int, T: float) -> tuple[Tensor, ...]:
-        assert row.call is not None
-        with use_kernels():
-            return row.call(x, k, T)
 
-    return replace(row, name=f"{row.name}_kernels", call=call if find_spec("numba") else None)
+def _switched(row: Row, kernels: bool) -> Callable[[Tensor, int, float], tuple[Tensor, ...]]:
+    """With the kernels on or off; a backward is that of its forward."""
+    call = row.call
+    assert call is not None
+
+    def switched(x: Tensor, k: int, T: float) -> tuple[Tensor, ...]:
+        with use_kernels(kernels):
+            return call(x, k, T)
+
+    return switched
+
+
+def _replayed(rows: int, n: int) -> str:
+    return "a CUDA graph, replayed"
 
 
 def _iterations(rows: int, n: int) -> str:

@@ -86,10 +86,13 @@ def test_page_and_table_hold_what_was_measured(benchmark):
         assert text.count("\n| \\* **soft_topk** |") == 2, "over sizes, and over temperatures"
         assert "\nFaster than soft_topk, forward and backward: n = 64: " in text
     # Once more: the markers stay.
-    done = call(
-        "recipes/benchmarks/topk.py", "--only=copy", "--sizes=8", "--seconds=0.001", f"--page={folder / 'page.md'}"
-    )
-    assert done.returncode == 0 and "soft_topk" not in (folder / "page.md").read_text().split("<!-- /speed -->")[0]
+    words = ["--only=copy", "--sizes=8", "--seconds=0.001", "--reads", f"--page={folder / 'page.md'}"]
+    done = call("recipes/benchmarks/topk.py", *words)
+    assert done.returncode == 0, done.stderr
+    found = (folder / "page.md").read_text().split("<!-- /speed -->")[0]
+    assert "soft_topk" not in found and "in reads of the scores" in found
+    assert re.search(r"\n    bandwidth \d+ GB/s, of a copy", found)
+    assert re.search(r"\n\| copy \| [\d.,/ ]+, [\d.,/ ]+ \|", found)
 
 
 def test_pictures(benchmark, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmt.batching import TrainingStream, collate, evaluation_batches, plan_batches
+from nmt.batching import TrainingStream, collate, cut_longer, evaluation_batches, plan_batches
 from nmt.corpus import Pairs
 from nmt.encoding import encode_pairs
 from nmt.errors import UserError
@@ -177,6 +177,39 @@ def test_long_pairs_stay_out_and_are_reported(corpus, caplog):
         TrainingStream(corpus, int(longer[row]), 4)
     with pytest.raises(UserError, match="needs the vocabularies"):
         TrainingStream(corpus, 150, 4, sampling=0.1)
+
+
+def test_pairs_beyond_the_positions_of_a_model_stay_out_of_training(corpus, caplog):
+    """Another limit a side; a budget that is set later keeps to it."""
+    fits = (corpus.source_lengths <= 9) & (corpus.target_lengths <= 7)
+    wanted = np.flatnonzero(fits[:200]).tolist()
+    stream = TrainingStream(corpus, 150, 4, epochs=1)
+    stream.leave_out_longer(9, 7)
+    limits = "the model has positions for, 9 pieces of a source and 7 pieces of a target"
+    assert f"Left out {200 - len(wanted)} of 201 pairs: longer than {limits}" in caplog.text
+    assert 0 < len(wanted) < 200
+    assert sorted(row for batch in stream for row in batch.indices) == wanted
+    stream.set_budget(90)
+    assert sorted(row for batch in stream for row in batch.indices) == wanted
+    caplog.clear()
+    stream.leave_out_longer(9, None)
+    assert (
+        not caplog.text
+        and stream.longest == int(np.maximum(corpus.source_lengths, corpus.target_lengths)[wanted].max()) + 1
+    )
+    with pytest.raises(UserError, match=rf"all {len(wanted)} are longer than .* 0 pieces of a target; give shorter"):
+        stream.leave_out_longer(None, 0)
+
+
+def test_dev_pairs_beyond_the_positions_of_a_model_are_cut(corpus, caplog):
+    assert cut_longer(corpus, None, None, "dev") is cut_longer(corpus, 10**6, 10**6, "dev") is None and not caplog.text
+    batch = collate(corpus, range(201), 0, cut_longer(corpus, 9, None, "dev"))
+    assert f"{(corpus.source_lengths > 9).sum()} of 201 pairs of dev are longer than the model has" in caplog.text
+    whole = collate(corpus, range(201), 0)
+    assert torch.equal(batch.target, whole.target) and batch.source.shape[1] == 10
+    for row, length in enumerate(batch.source_lengths.tolist()):
+        assert length == min(int(whole.source_lengths[row]), 10)
+        assert batch.source[row, :length].tolist() == [*whole.source[row, : length - 1].tolist(), EOS]
 
 
 def test_sampling_changes_pieces_from_epoch_to_epoch_but_not_the_text(corpus, vocabulary):

@@ -140,6 +140,7 @@ BAD_WORDS = [
     (["translate", "x", "--processes", "2", "--threads", "2"], "each of several processes has one"),
     (["translate", "x", "--processes", "2", "--device", "cuda"], "processes share the cores of a CPU"),
     (["translate", "x", "--dtype", "float16"], "dtype is 'float16'; choose float32 or bfloat16"),
+    (["translate", "x", "--dtype", "bf16"], "dtype is 'bf16'; choose float32 or bfloat16. Did you mean 'bfloat16'?"),
     (["translate", "x", "--int8", "--dtype", "bfloat16"], "int8 and dtype bfloat16 are two precisions"),
     (["translate", "x", "--int8", "--device", "cuda"], "int8 runs on the CPU alone and device is cuda"),
     (["translate", "x", "--prefix", "-"], "standard input (-) can be read once"),

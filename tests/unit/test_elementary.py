@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nmt.models.elementary import exp_, tanh_
+from nmt.models.elementary import exp_, fast_tanh, tanh_
 
 POINTS = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([-torch.inf, -100.0, -87.0, 0.0, 1e-6, 80.0, 100.0])])
 
@@ -20,5 +20,6 @@ def test_exponentials(dtype):
 def test_tanh(dtype):
     x = POINTS.to(dtype)
     expected = x.double().tanh().to(dtype)
+    torch.testing.assert_close(fast_tanh(x), expected, rtol=0, atol=2 * torch.finfo(dtype).eps)
     assert tanh_(x) is x
     torch.testing.assert_close(x, expected, rtol=0, atol=2 * torch.finfo(dtype).eps)

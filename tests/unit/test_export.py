@@ -34,6 +34,38 @@ SHAPES = [
     {"seed": 10, "cell": "lstm", "encoder_layers": 2, "decoder_layers": 3, "joint": False},
     {"seed": 10, "encoder_layers": 3, "decoder_layers": 2, "readout": "tanh", "dropout": 0.3, "tied_embeddings": "all"},
     {"seed": 4, "decoder_layers": 3, "bridge": "mean", "attention_hidden": 11, "upper": "skip", "start": "eos"},
+    {"seed": 7, "decoder": "luong", "readout": "tanh", "input_feeding": True, "output_size": 16},
+    {
+        **{
+            "seed": 1,
+            "decoder": "luong",
+            "cell": "lstm",
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "bridge": "linear",
+        },
+        **{
+            "input_feeding": True,
+            "attention": "general",
+            "encoder_hidden": 9,
+            "scale": 20.0,
+            "source_embedding": 11,
+            "joint": False,
+        },
+    },
+    {
+        **{"seed": 3, "decoder": "luong", "attention": "dot", "bridge": "layers", "bidirectional": False},
+        **{"source_end": False, "readout": "linear", "start": "eos"},
+    },
+    {
+        "seed": 1,
+        "scale": 20.0,
+        "decoder": "luong",
+        "bridge": "mean",
+        "attention_hidden": 11,
+        "decoder_layers": 2,
+        "cell": "lstm",
+    },
 ]
 LINES = [
     *["the cat", "", "one my two", " \t ", "red", "a my the one two red blue green cat", "\u3000", "two"],
@@ -53,11 +85,11 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
-def varied(make, **config):
+def varied(make, scale=3.0, **config):
     """A checkpoint whose hypotheses end sooner or later, and whose vocabularies are two where they are not joint."""
     checkpoint = make(**{"hidden": 16, "embedding": 16, **config})
     with torch.no_grad():
-        checkpoint.model.output.weight.mul_(3)
+        checkpoint.model.output.weight.mul_(scale)
         checkpoint.model.output.bias[3] = 1.0
     if checkpoint.source_vocabulary is not checkpoint.target_vocabulary:
         lines = ["red blue green", "the cat two one my", "a two cat red the"] * 3
@@ -93,11 +125,14 @@ def test_the_graphs_are_the_model(exported):
         batch = random_batch(rows, 50, longest, seed=rows, shortest=1)
         memory = form.encode(batch.source, batch.source_lengths)
         encoded = graphs.encode(batch.source.numpy(), batch.source_lengths.numpy())
-        there = torch.arange(longest) < batch.source_lengths.unsqueeze(1)
-        powers, values, mask = in_torch(encoded.memory)
-        torch.testing.assert_close(powers[there], memory.powers[there], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(values[there], memory.values[there], atol=1e-5, rtol=1e-5)
-        assert torch.equal(mask, memory.mask) and torch.isfinite(powers).all() and torch.isfinite(values).all()
+        there = memory.mask if memory.mask.dtype == torch.bool else memory.mask == 0
+        *found, mask = in_torch(encoded.memory)
+        assert len(found) == 2 or form.config.attention == "dot"
+        # Of a "dot" attention the first stands for both.
+        for one, other in zip(found, memory[:2], strict=False):
+            torch.testing.assert_close(one[there], other[there], atol=1e-5, rtol=1e-5)
+            assert torch.isfinite(one).all()
+        assert torch.equal(mask, memory.mask)
         state = form.start(memory)
         for step in range(4):
             flat = [part for layer in state for part in layer]

@@ -54,6 +54,9 @@ def test_bad_utf8_names_file_and_line(tmp_path):
     path.write_bytes(b"good\ncaf\xe9\n")
     with pytest.raises(UserError, match=r"latin\.txt, line 2: not UTF-8 \(byte 0xe9 at position 4\).*iconv"):
         read_lines(path)
+    path.write_bytes("good\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"line 1: not UTF-8 .* iconv -f utf-16 -t utf-8"):
+        read_lines(path)
 
 
 def test_unreadable_files(tmp_path):

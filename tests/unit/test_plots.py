@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from matplotlib import rc_context
 from matplotlib.text import Text
 
 from nmt.checkpoint import Checkpoint
 from nmt.errors import UserError
-from nmt.plots import draw_attention, draw_beam, draw_curves, save_figure, trace_beam
+from nmt.glyphs import drawable
+from nmt.plots import BeamStep, draw_attention, draw_beam, draw_curves, save_figure, trace_beam
 from nmt.search import SoftSearchConfig
+from nmt.translation import Translation
 from nmt.translator import Translator
 from nmt.vocabulary import SentencePiece, VocabularyConfig
 
@@ -103,3 +106,34 @@ def test_unknown_picture_format_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"\.jpgg|known picture format"):
         save_figure(draw_curves({}), tmp_path / "x.jpgg")
     assert list(tmp_path.iterdir()) == []
+
+
+def odd_step(*pieces: str) -> BeamStep:
+    slots = len(pieces)
+    return BeamStep(list(pieces), torch.full((slots,), 0.5), torch.eye(slots), torch.zeros(slots), torch.zeros(slots))
+
+
+def test_characters_without_a_font_are_boxes_and_told(tmp_path, caplog, recwarn):
+    """In one line, where matplotlib would warn of each; $ begins no formula, which could not be read."""
+    # No machine has a font for a private character.
+    pieces = ["▁$x", "5$_{", "été", "\U0010fffd\t!"]
+    for figure in (
+        draw_beam([odd_step(*pieces)]),
+        draw_attention(Translation("", 0.0, 0.0, pieces, pieces, [], torch.eye(4))),
+    ):
+        save_figure(figure, tmp_path / "a.png")
+        assert {"▁$x", "5$_{", "été", "□□!"} <= set(words_of(figure))
+    told = r"no font on this machine has \t, \U0010fffd; the picture shows □ for it"
+    assert caplog.messages == [told, told] and not recwarn.list
+    caplog.clear()
+    save_figure(draw_beam([odd_step("été")]), tmp_path / "a.png")
+    assert not caplog.messages
+
+
+def test_a_font_that_has_a_character_is_found(tmp_path, caplog, recwarn):
+    """One of matplotlib's own, where another is the default."""
+    with rc_context({"font.family": "cmss10"}):
+        drawn, options = drawable(["a", "été ▁я"])
+        save_figure(draw_beam([odd_step("▁я")]), tmp_path / "a.png")
+    assert drawn == {"a": "a", "été ▁я": "été ▁я"} and options["fontfamily"][0] == "cmss10"
+    assert len(options["fontfamily"]) > 1 and not caplog.messages and not recwarn.list

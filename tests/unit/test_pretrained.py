@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,25 @@ import torch
 
 pytest.importorskip("transformers")
 
-from nmt.batching import Batch
+from nmt.batching import Batch, pad
 from nmt.errors import UserError
-from nmt.models import Ensemble, RNNsearchConfig
-from nmt.objectives import CrossEntropy, CrossEntropyConfig, SoftBeam, SoftBeamConfig
+from nmt.models import Ensemble, Pretrained, PretrainedConfig, RNNsearchConfig
+from nmt.objectives import (
+    BSO,
+    BSOConfig,
+    CrossEntropy,
+    CrossEntropyConfig,
+    MinRisk,
+    MinRiskConfig,
+    SoftBeam,
+    SoftBeamConfig,
+)
 from nmt.search import SearchConfig, forced_search
 from nmt.search.soft import SoftSearchConfig, soft_beam_search
 from nmt.translator import LengthLimit, Translator
 from nmt.tree import leaves
 from nmt.vocabulary import VocabularyConfig
+from nmt.wishes import Wish
 from tests.unit.pretrained import INPUTS, KINDS, OTHERS, SIZE, Case, framed, make_case, model_of, sources, targets
 from tests.unit.test_search import hard_steps
 
@@ -90,6 +101,75 @@ def test_a_source_beyond_the_positions_is_cut_there(case: Case, caplog: Any) -> 
         assert caplog.messages == [f"{one}the source is read up to there" for one in told]
         assert [one.score for one in scored[3:]] == pytest.approx([scored[1].score] * 2, abs=1e-4)
         assert translator.translate(lines, max_ratio=0, max_extra=LIMIT, limit=LengthLimit(too_long="empty"))[1] == ""
+
+
+def test_a_translation_ends_at_the_positions(case: Case, caplog: Any) -> None:
+    """One that is as long as the model can write is found and scored; a longer one is not searched for, and has no
+    score."""
+    most, word = model_of(case).most_tokens, case.lines[0].split()[0]
+    if most is None:
+        assert case.kind == "t5"
+        return
+    both = dataclasses.replace(case.checkpoint, model=Ensemble([case.checkpoint.model] * 2))
+    wishes = [Wish(prefix=" ".join([word] * size)) for size in (most, most - 1, 1)] + [Wish(include=(word,) * most)]
+    for translator in (Translator(case.checkpoint), Translator(both)):
+        caplog.clear()
+        found = [one[0] for one in translator.search(case.lines[:1] * 4, wishes=wishes, beam_size=1, max_extra=1000)]
+        told = [f"line 1: its prefix has {most} pieces, more than the model has positions for, {most - 1}: kept up to"]
+        assert [one for one in caplog.messages if "prefix" in one] == [f"{told[0]} there"]
+        assert found[0].text == found[1].text == wishes[1].prefix
+        assert len(found[1].pieces) == most and all(len(one.pieces) <= most for one in found)
+        caplog.clear()
+        scored = translator.score(case.lines[:1] * 3, [wish.prefix for wish in wishes[:3]], first_line=7)
+        assert caplog.messages == [f"line 7: the translation has {most} pieces, more than the model has positions for, "
+                                   f"{most - 1}: not scored"]  # fmt: skip
+        assert math.isnan(scored[0].score) and scored[1].score == pytest.approx(found[1].score, abs=1e-4)
+    memory = model_of(case).encode(*sources(case, 1))
+    with torch.no_grad():
+        assert len(list(soft_beam_search(model_of(case), memory, 1, 1000, SoftSearchConfig(beam_size=2)))) == most
+    with pytest.raises(UserError, match="a translation has"):
+        model_of(case).teacher_force(torch.full((1, most + 1), 7), memory)
+
+
+@pytest.mark.parametrize("case", ["marian", "m2m100"], indirect=True)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        SoftBeam(SoftBeamConfig(search=SoftSearchConfig(beam_size=2, candidates=6))),
+        SoftBeam(SoftBeamConfig(loss="expected_bleu", search=SoftSearchConfig(beam_size=2, candidates=6))),
+        BSO(BSOConfig(beam_size=2)),
+        MinRisk(MinRiskConfig(beam_size=2)),
+    ],
+    ids=["reachable_bleu", "expected_bleu", "bso", "min_risk"],
+)
+def test_training_goes_up_to_the_positions(case: Case, objective: Any) -> None:
+    """A reference as long as the decoder allows leaves the searches no room for more."""
+    model = copy.deepcopy(model_of(case)).train()
+    target, lengths = targets(case, 6)
+    source = pad([[7, 8]] * 6, model.padding, model.eos)
+    model.config.network["max_position_embeddings"] = int(lengths.max()) + model.forced
+    objective(model, Batch(*source, target, lengths, list(range(6))), 0).value.backward()
+
+
+def test_roberta_counts_positions_from_behind_padding() -> None:
+    """All that it says it can read and write, it can."""
+    import transformers
+
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    sizes = {
+        "vocab_size": SIZE, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+        "max_position_embeddings": 20, "hidden_size": 16,
+    }  # fmt: skip
+    parts = [transformers.RobertaConfig(**sizes, **ids) for _ in range(2)]
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*parts, **ids, decoder_start_token_id=0)
+    model = Pretrained(PretrainedConfig(config.to_dict(), [0], 1, 2, [0], [2]), SIZE, SIZE).eval()
+    assert (model.most_pieces, model.most_tokens) == (16, 18)
+    memory = model.encode(torch.full((1, 17), 7), torch.tensor([17]))
+    model.teacher_force(torch.full((1, 18), 7), memory)
+    for act in (lambda: model.encode(torch.full((1, 18), 7), torch.tensor([18])),
+                lambda: model.teacher_force(torch.full((1, 19), 7), memory)):  # fmt: skip
+        with pytest.raises(UserError, match="positions for 18 alone"):
+            act()
 
 
 def test_the_soft_search_becomes_the_hard_one(case: Case) -> None:

@@ -115,6 +115,23 @@ def test_lists_without_end_are_scored_in_blocks(models, monkeypatch):
             assert (entry.values["nmt1"], entry.values["nmt1_length"]) == pytest.approx(expected, abs=1e-4)
 
 
+def test_what_a_model_cannot_read_is_no_likelier_than_the_rest_of_its_list(models, monkeypatch, caplog):
+    """A decoder with positions for two words and the end; the line of the source is named."""
+    translator, told = Translator(models[0]), []
+    own = {key[1:]: value for key, value in expected_features(models[:1]).items()}
+    monkeypatch.setattr(type(translator.decoder), "most_tokens", 3)
+    groups = [[Entry(number, text) for text in texts] for number, texts in LISTS.items()]
+    found = list(add_scores(groups, SOURCES, {"nmt1": translator}))
+    for number, group in enumerate(found):
+        sizes = [len(translator.target_vocabulary.encode([entry.text])[0]) for entry in group]
+        known = [own[number, e.text] for e, size in zip(group, sizes, strict=True) if size < 3]
+        for entry, size in zip(group, sizes, strict=True):
+            expected = own[number, entry.text] if size < 3 else min(known, default=(0, 0))
+            assert (entry.values["nmt1"], entry.values["nmt1_length"]) == pytest.approx(expected, abs=1e-4)
+            told += [f"line {number + 1}: "] if size >= 3 else []
+    assert told and all(any(message.startswith(line) for message in caplog.messages) for line in told)
+
+
 def test_without_a_model_the_best_of_the_list(folder):
     assert run("rescore", "list", "-o", "best") == 0
     assert read_lines("best") == [texts[0] for texts in LISTS.values()]

@@ -215,7 +215,7 @@ def test_perplexity_is_that_of_the_validations(translator):
         nll = forced_nll(translator.model, features, target[0], 0.0)[1]
     assert perplexity.value == pytest.approx(math.exp(nll / target[1].sum()), rel=1e-5)
     assert (perplexity.pairs, perplexity.left_out, perplexity.tokens) == (3, 1, int(target[1].sum()))
-    assert "1 with a blank or too long source left out" in str(perplexity)
+    assert "1 blank or too long, left out" in str(perplexity)
     assert math.isnan(Perplexity().value)
 
 

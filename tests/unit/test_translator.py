@@ -133,9 +133,11 @@ def test_load_takes_a_file_or_a_folder_and_a_device(tiny_checkpoint, translator,
     save_checkpoint(tmp_path / NAME, tiny_checkpoint())
     for path in (tmp_path, tmp_path / NAME, str(tmp_path)):
         assert nmt.load(path, device="cpu").translate(LINES) == translator.translate(LINES)
-    for device in ("gpu", "cuda:99", "meta:x"):
-        with pytest.raises(UserError, match=r"cannot be used .*; give auto or cpu"):
+    for device in ("gpu", "meta:x"):
+        with pytest.raises(UserError, match=f"there is no device '{device}'; give auto, cpu or cuda"):
             resolve_device(device)
+    with pytest.raises(UserError, match=r"device 'cuda:99' cannot be used .*; give auto or cpu"):
+        resolve_device("cuda:99")
     assert resolve_device("cpu") == torch.device("cpu")
 
 

@@ -121,7 +121,7 @@ def test_a_row_alone_is_the_row_in_a_batch_to_the_last_bit(numba, operator, n):
 def test_when_they_are_used(numba, operator, monkeypatch):
     calls = []
     original = fast._module
-    monkeypatch.setattr(fast, "_module", lambda name: calls.append(name) or original(name))
+    monkeypatch.setattr(fast, "_module", lambda *name: calls.append(name) or original(*name))
     x = torch.randn(2, 300, requires_grad=True)
 
     def used(x, k=3) -> int:
@@ -170,12 +170,12 @@ def test_rows_are_split_among_threads(numba, operator, monkeypatch):
 
 def test_without_numba(monkeypatch):
     monkeypatch.setattr(fast, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"need numba: pip install numba"):
+    with pytest.raises(ImportError, match=r"need numba, or triton for a GPU: pip install numba"):
         use_kernels()
     monkeypatch.setattr(use_kernels, "_on", True)
     fast._is_there.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="NMT_TOPK_KERNELS is set, but numba is not installed"):
+        with pytest.warns(UserWarning, match="NMT_TOPK_KERNELS.*, but numba is not installed, or too old"):
             assert float(soft_topk(torch.zeros(4), 2, 1.0).sum()) == pytest.approx(2)
     finally:
         fast._is_there.cache_clear()
