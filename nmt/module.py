@@ -18,8 +18,7 @@ from nmt.evaluation import Score, bleu
 from nmt.gradient import UpdateGradient
 from nmt.models import Seq2Seq, decoding_form
 from nmt.objectives import BSO, CrossEntropy, MinRisk, Objective, ScheduledSampling, SoftBeam
-from nmt.objectives.cross_entropy import forced_nll
-from nmt.objectives.objective import shifted
+from nmt.objectives.cross_entropy import reference_nll
 from nmt.objectives.words import Words
 from nmt.search import beam_search
 from nmt.skipping import Skipping
@@ -153,10 +152,8 @@ class TranslationModule(pl.LightningModule):
             for row, hypotheses in zip(batch.indices, found, strict=True):
                 tokens = hypotheses[0].tokens if hypotheses else []
                 self.dev_hypotheses[name][row] = self.checkpoint.target_vocabulary.decode(tokens)
-        features = self.model.teacher_force(
-            shifted(self.model, batch.target), self.model.encode(batch.source, batch.source_lengths)
-        )
-        nll = forced_nll(self.model, features, batch.target, 0.0)[1]
+        memory = self.model.encode(batch.source, batch.source_lengths)
+        nll = reference_nll(self.model, memory, batch.target, 0.0)[1]
         self.dev_nll[batch_idx] = nll.double()
         self.dev_tokens += int(batch.target_lengths.sum())
 

@@ -36,6 +36,11 @@ def take_rows(tree: Tree, rows: Tensor) -> Tree:
     return map_tree(lambda leaf: leaf.index_select(0, rows), tree)
 
 
+def first_rows(tree: Tree, rows: int) -> Tree:
+    """The first `rows` of the batch dimension."""
+    return map_tree(lambda leaf: leaf if len(leaf) == rows else leaf[:rows], tree)
+
+
 def take_slots(tree: Tree, parents: Tensor) -> Tree:
     """Re-parents a state by indices: slot m of the result is slot `parents[b, m]` of sentence b.
 

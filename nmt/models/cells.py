@@ -1,11 +1,12 @@
 """Recurrent cells of which the products are there; as torch.nn.GRUCell and LSTMCell define them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from nmt.models.elementary import fast_tanh, tanh_
 
 
 def run_cell(inputs: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -22,42 +23,59 @@ def run_cell(inputs: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]) -> tu
     if len(state) == 1:
         if torch.is_grad_enabled():
             return (_GRU.apply(inputs, recurrent, state[0]),)
-        return _run_gru(inputs, recurrent, state[0], fast_tanh)[:1]
+        return run_gru_cell(inputs, recurrent, state[0])[:1]
     entering, forget, proposal, leaving = (inputs + recurrent).chunk(4, dim=-1)
     tanh = torch.tanh if torch.is_grad_enabled() else fast_tanh
     cell = torch.sigmoid(forget) * state[1] + torch.sigmoid(entering) * tanh(proposal)
     return torch.sigmoid(leaving) * tanh(cell), cell
 
 
-def fast_tanh(x: Tensor) -> Tensor:
-    """tanh x = 2 sigmoid(2 x) - 1, to 1e-7 and without a gradient: torch's tanh is MKL's, which is six times slower on
-    a processor that is not Intel's."""
-    return (2 * x).sigmoid_().mul_(2).sub_(1)
-
-
-def _run_gru(
-    inputs: Tensor, recurrent: Tensor, state: Tensor, tanh: Callable[[Tensor], Tensor] = torch.tanh_
+def run_gru_cell(
+    inputs: Tensor, recurrent: Tensor, state: Tensor, out: tuple[Tensor | None, ...] = (None, None, None)
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The new state, the gates "reset" and "keep" side by side, and the proposal."""
+    """The new state, the gates "reset" and "keep" side by side, and the proposal; of `out`, where given."""
     hidden = state.shape[-1]
-    gates = (inputs[..., : 2 * hidden] + recurrent[..., : 2 * hidden]).sigmoid_()
+    result, gates, new = out
+    gates = torch.add(inputs[..., : 2 * hidden], recurrent[..., : 2 * hidden], out=gates).sigmoid_()
     reset, keep = gates.chunk(2, dim=-1)
-    new = torch.addcmul(inputs[..., 2 * hidden :], reset, recurrent[..., 2 * hidden :])
-    new = tanh(new)
-    return torch.lerp(new, state, keep), gates, new
+    new = tanh_(torch.addcmul(inputs[..., 2 * hidden :], reset, recurrent[..., 2 * hidden :], out=new))
+    return torch.lerp(new, state, keep, out=result), gates, new
 
 
-class _GRU(torch.autograd.Function):
-    """With z the gate "keep", r "reset", n the proposal and c what the state gives to it before r:
+def differentiate_gru_cell(
+    grad: Tensor, fed: Tensor, state: Tensor, gates: Tensor, new: Tensor, of_inputs: Tensor, of_recurrent: Tensor
+) -> Tensor:
+    """Gradients of `run_gru_cell`. With z the gate "keep", r "reset", n the proposal and c (`fed`) what the state gives
+    to it before r:
 
         h = n + z (s - n)    dn = (1 - z) (1 - n^2) dh    dz = z (1 - z) (s - n) dh    dr = r (1 - r) c dn
 
     as gradients of what sigmoid and tanh take. Torch's own operations fill and join a tensor for each part.
-    """
 
+    Args:
+        of_inputs, of_recurrent: where these gradients go.
+
+    Returns:
+        the gradient of the state, but for what comes through `recurrent`.
+    """
+    hidden = state.shape[-1]
+    reset, keep = gates.chunk(2, dim=-1)
+    of_state = grad * keep
+    of_reset, of_keep, of_new = of_inputs.chunk(3, dim=-1)
+    torch.sub(grad, of_state, out=of_new)
+    of_new.addcmul_(of_new * new, new, value=-1)
+    torch.mul(of_new, fed, out=of_reset)
+    torch.sub(state, new, out=of_keep).mul_(grad)
+    of_inputs[..., : 2 * hidden] *= torch.addcmul(gates, gates, gates, value=-1)
+    of_recurrent.copy_(of_inputs)
+    of_recurrent[..., 2 * hidden :] *= reset
+    return of_state
+
+
+class _GRU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, recurrent: Tensor, state: Tensor) -> Tensor:
-        result, gates, new = _run_gru(inputs, recurrent, state)
+        result, gates, new = run_gru_cell(inputs, recurrent, state)
         ctx.save_for_backward(recurrent, state, gates, new)
         return result
 
@@ -65,16 +83,6 @@ class _GRU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         recurrent, state, gates, new = ctx.saved_tensors
-        hidden = state.shape[-1]
-        reset, keep = gates.chunk(2, dim=-1)
-        of_state = grad * keep
-        of_inputs = torch.empty_like(recurrent)
-        of_reset, of_keep, of_new = of_inputs.chunk(3, dim=-1)
-        torch.sub(grad, of_state, out=of_new)
-        of_new.addcmul_(of_new * new, new, value=-1)
-        torch.mul(of_new, recurrent[..., 2 * hidden :], out=of_reset)
-        torch.sub(state, new, out=of_keep).mul_(grad)
-        of_inputs[..., : 2 * hidden] *= torch.addcmul(gates, gates, gates, value=-1)
-        of_recurrent = of_inputs.clone()
-        of_recurrent[..., 2 * hidden :] *= reset
-        return of_inputs, of_recurrent, of_state
+        of_inputs, of_recurrent = torch.empty_like(recurrent), torch.empty_like(recurrent)
+        fed = recurrent[..., 2 * state.shape[-1] :]
+        return of_inputs, of_recurrent, differentiate_gru_cell(grad, fed, state, gates, new, of_inputs, of_recurrent)

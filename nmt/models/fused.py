@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from nmt.models.attention import powers
-from nmt.models.cells import fast_tanh, run_cell
+from nmt.models.cells import run_cell
+from nmt.models.elementary import fast_tanh
 from nmt.models.frozen import frozen
 from nmt.models.int8 import take_outputs
 from nmt.models.recurrent import average

@@ -146,7 +146,8 @@ class Int8Recurrent(nn.Module):
 
     def _run(self, which: int, values: Tensor, sizes: list[int], steps: range) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs (tokens, hidden) of one direction of one layer and the last state of each sequence."""
-        return run_steps(self.inputs[which](values), self.states[which], sizes, steps, self.hidden, self.parts)
+        first = tuple(values.new_zeros(sizes[0], self.hidden) for _ in range(self.parts))
+        return run_steps(self.inputs[which](values), self.states[which], sizes, steps, first)
 
 
 def take_outputs(layer: nn.Module, outputs: Tensor) -> nn.Module:

@@ -5,13 +5,15 @@ joeynmt, OpenNMT-py and fairseq have it, with another first state each.
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from nmt.models.int8 import take_outputs
-from nmt.models.recurrent import Memory, Recurrent, State, average
+from nmt.models.recurrence import run_cells
+from nmt.models.recurrent import Memory, Recurrent, State, Steps, average
 from nmt.models.seq2seq import Advance
 
 
@@ -102,6 +104,26 @@ class Luong(Recurrent):
         features = self._read_out(both * locks[1].unsqueeze(1) if locks else both)
         fed = ((features,),) if self.config.input_feeding else ()
         return Advance(features, (*layers, *fed), attention)
+
+    @property
+    def _forces_packed(self) -> bool:
+        return super()._forces_packed and not self.config.input_feeding
+
+    def _force(self, target: Steps, memory: Memory) -> Tensor:
+        # Nothing that the attention gives is read by the cells: they run first, and ask for all steps at once.
+        values, cells = target.values, cast("Any", self.cells)
+        for number, (cell, state) in enumerate(zip(cells, self.start(memory), strict=True)):
+            if number and not self.config.locked:
+                values = self.dropout(values)
+            values = run_cells(cell, values, target.sizes, tuple(part.squeeze(1) for part in state))
+        length = len(target.sizes)
+        places = target.rows * length + target.steps
+        padded = values.new_zeros(len(memory.mask) * length, values.shape[1]).index_copy(0, places, values)
+        context, _ = self.attention(padded.unflatten(0, (-1, length)), memory.keys, memory.values, memory.mask)
+        return torch.cat([values, context.flatten(0, 1).index_select(0, places)], dim=1)
+
+    def _forced(self, read: Tensor) -> Tensor:
+        return self._read_out(read)
 
     def output_inputs(self, features: Tensor) -> Tensor:
         if not self.config.output_size:

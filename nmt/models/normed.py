@@ -68,8 +68,9 @@ class NormedRecurrent(nn.Module):
                 values = dropout(values, self.share, self.training)
             steps = range(len(sizes))
             pair: Any = self.cells[number : number + 2]
+            first = tuple(values.new_zeros(sizes[0], self.hidden) for _ in range(self.parts))
             both = [
-                run_steps(cell.inputs(values), cell.states, sizes, order, self.hidden, self.parts)
+                run_steps(cell.inputs(values), cell.states, sizes, order, first)
                 for cell, order in zip(pair, (steps, steps[::-1]), strict=True)
             ]
             values = torch.cat([outputs for outputs, _ in both], dim=1)

@@ -189,6 +189,16 @@ class Memory(NamedTuple):
     locks: tuple[Tensor, ...] = ()
 
 
+class Steps(NamedTuple):
+    """A target without its padding, step by step: embeddings (tokens, embedding), how many sentences have each step,
+    the first ones, and of each token its sentence and its step, (tokens,)."""
+
+    values: Tensor
+    sizes: list[int]
+    rows: Tensor
+    steps: Tensor
+
+
 class Recurrent(Seq2Seq):
     """A recurrent model. Its state is a tuple of layers, each (h,) or (h, c) of (batch, slots, hidden)."""
 
@@ -276,7 +286,8 @@ class Recurrent(Seq2Seq):
         values, _ = pad_packed_sequence(outputs, batch_first=True, total_length=source.shape[1])
         positions = torch.arange(source.shape[1], device=source.device)
         mask = positions.unsqueeze(0) < lengths.to(source.device).unsqueeze(1)
-        values = self._drop(values)
+        # What lies step by step would be copied whenever the attention reads it.
+        values = self._drop(values.contiguous())
         return Memory(values, self.attention.keys(values), mask, summary, self._draw_locks(values))
 
     @abstractmethod
@@ -342,6 +353,36 @@ class Recurrent(Seq2Seq):
             return context, attention
 
         return self._advance(embedding, state, look, take_rows(memory.locks, sentences))
+
+    def forced_features(self, tokens: Tensor, there: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        if not self._forces_packed:
+            return super().forced_features(tokens, there, memory)
+        # Step by step, the longest sentences first: those of a step are the first of the step before.
+        order = there.sum(dim=1).argsort(descending=True, stable=True)
+        steps, rows = there.index_select(0, order).t().nonzero(as_tuple=True)
+        memory = take_rows(memory, order)
+        places = order.index_select(0, rows) * tokens.shape[1] + steps
+        embedded = self.embed(tokens.flatten().index_select(0, places))
+        if memory.locks:
+            embedded = embedded * memory.locks[0].index_select(0, rows)
+        target = Steps(embedded, there.sum(dim=0).tolist(), rows, steps)
+        features = self._force(target, memory)
+        if memory.locks:
+            features = features * memory.locks[1].index_select(0, rows)
+        return self._forced(features), places
+
+    @property
+    def _forces_packed(self) -> bool:
+        """Whether `_force` knows how."""
+        return self.output.weight.device.type == "cpu"
+
+    @abstractmethod
+    def _force(self, target: Steps, memory: Memory) -> Tensor:
+        """What the readout takes, (tokens, size), where the decoder reads `target`."""
+
+    def _forced(self, read: Tensor) -> Tensor:
+        """The features, of what the readout takes."""
+        return read
 
     @abstractmethod
     def _advance(

@@ -5,6 +5,7 @@ with the two-cell ("conditional") decoder of Sennrich et al., "Nematus", EACL 20
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nmt.models.attention import AdditiveAttention
 from nmt.models.normed import NormedSum, normed_linear
-from nmt.models.recurrent import Memory, Recurrent, RNNsearchConfig, State, average
+from nmt.models.recurrent import Memory, Recurrent, RNNsearchConfig, State, Steps, average
 from nmt.models.seq2seq import Advance
+from nmt.models.steps import StepCell
+from nmt.tree import first_rows
 
 
 class RNNsearch(Recurrent):
@@ -54,7 +57,21 @@ class RNNsearch(Recurrent):
     ) -> Advance:
         if locks:
             embedding = embedding * locks[0].unsqueeze(1)
-        first = self._cell(self.reader, embedding, state[0])
+        top, context, layers, attention = self._move(self.reader, embedding, state, look)
+        features = torch.cat([top, embedding, context], dim=2)
+        if locks:
+            features = features * locks[1].unsqueeze(1)
+        return Advance(features, layers, attention)
+
+    def _move(
+        self, reader: Any, inputs: Tensor, state: State, look: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, State, Tensor]:
+        """What the readout takes of the states, the context, the new state, and the attention.
+
+        Args:
+            reader, inputs: the first cell, and its inputs (batch, slots, ...).
+        """
+        first = self._cell(reader, inputs, state[0])
         context, attention = look(first[0])
         layers = [self._cell(self.writer, context, first)]
         top = layers[0][0]
@@ -62,10 +79,21 @@ class RNNsearch(Recurrent):
             layers.append(self._cell(cell, top if self.config.upper == "skip" else layers[-1][0], before))
             # A residual path around each further layer keeps deep decoders trainable.
             top = layers[-1][0] if self.config.upper == "last" else top + layers[-1][0]
-        features = torch.cat([top, embedding, context], dim=2)
-        if locks:
-            features = features * locks[1].unsqueeze(1)
-        return Advance(features, tuple(layers), attention)
+        return top, context, tuple(layers), attention
+
+    def _force(self, target: Steps, memory: Memory) -> Tensor:
+        form: Any = self.unrolled()
+        reader, given = form.reader, target.values
+        if isinstance(form.reader, StepCell):
+            reader, given = form.reader.move, form.reader.inputs(given)
+        look = partial(form.attention, keys=memory.keys, values=memory.values, mask=memory.mask)
+        state, tops, contexts = self.start(memory), [], []
+        for inputs in given.split(target.sizes):
+            state = first_rows(state, len(inputs))
+            top, context, state, _ = form._move(reader, inputs.unsqueeze(1), state, look)
+            tops.append(top.squeeze(1))
+            contexts.append(context.squeeze(1))
+        return torch.cat([torch.cat(tops), target.values, torch.cat(contexts)], dim=1)
 
     def output_inputs(self, features: Tensor) -> Tensor:
         hidden = self._read_out(features)

@@ -159,6 +159,20 @@ class Seq2Seq(nn.Module):
             features.append(advanced.features)
         return torch.cat(features, dim=1)
 
+    def forced_features(self, tokens: Tensor, there: Tensor, memory: Any) -> tuple[Tensor, Tensor]:
+        """`teacher_force` where features of some positions alone are asked for.
+
+        Args:
+            tokens: (batch, target length), what is fed in turn.
+            there: (batch, target length), of each row the positions that are wanted: its first ones, one at least.
+            memory: of the sentences.
+
+        Returns:
+            features (wanted, features), and where they stand, (wanted,), row * target length + position.
+        """
+        places = there.flatten().nonzero().squeeze(1)
+        return self.teacher_force(tokens, memory).flatten(0, 1).index_select(0, places), places
+
 
 def node_places(sentences: Tensor, rows: int) -> tuple[Tensor, int]:
     """Where nodes stand when they are padded.

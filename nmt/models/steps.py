@@ -16,16 +16,19 @@ _Module = TypeVar("_Module", bound=nn.Module)
 def for_steps(module: _Module) -> _Module:
     """A form of a module, with the same weights, whose linear layers and cells are `StepLinear` and `StepCell`."""
     form = copy.copy(module)
-    form._modules = {name: _step_form(child) for name, child in module._modules.items()}
+    form._modules = {name: step_form(child) for name, child in module._modules.items()}
     return form
 
 
-def _step_form(child: Any) -> Any:
+def step_form(child: Any) -> Any:
+    """The form of a part of a module, see `for_steps`; what has a form of its own tells it."""
     # Of the very class: what something was added to stays as it is.
     if type(child) is nn.Linear:
         return StepLinear(child.weight, child.bias)
     if type(child) in (nn.GRUCell, nn.LSTMCell):
         return StepCell(child)
+    if hasattr(child, "for_steps"):
+        return child.for_steps()
     return for_steps(child) if isinstance(child, nn.Module) and child._modules else child
 
 
@@ -99,13 +102,21 @@ class _Step(torch.autograd.Function):
 
 
 class StepCell:
-    """A GRUCell or LSTMCell whose layers are `StepLinear`."""
+    """A GRUCell or LSTMCell whose layers are `StepLinear`.
+
+    Attributes:
+        inputs: what makes of an input what it gives to the gates; of the inputs of all steps, where they are there.
+    """
 
     def __init__(self, cell: nn.GRUCell | nn.LSTMCell) -> None:
-        self._inputs = StepLinear(cell.weight_ih, cell.bias_ih)
+        self.inputs = StepLinear(cell.weight_ih, cell.bias_ih)
         self._states = StepLinear(cell.weight_hh, cell.bias_hh)
 
     def __call__(self, inputs: Tensor, state: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        return self.move(self.inputs(inputs), state)
+
+    def move(self, given: Tensor, state: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        """The new state, of what the input gives to the gates (batch, gates * hidden)."""
         parts = state if isinstance(state, tuple) else (state,)
-        new = run_cell(self._inputs(inputs), self._states(parts[0]), parts)
+        new = run_cell(given, self._states(parts[0]), parts)
         return new if isinstance(state, tuple) else new[0]

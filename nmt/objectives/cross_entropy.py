@@ -1,6 +1,7 @@
 """Cross-entropy of the reference under teacher forcing."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,18 +34,22 @@ def forced_nll(model: Seq2Seq, features: Tensor, target: Tensor, smoothing: floa
         features: (batch, target length, features) of `teacher_force`.
         target: (batch, target length).
     """
-    flat = target.flatten()
-    kept = (flat != model.padding).nonzero().squeeze(1)
-    rows = torch.arange(len(kept), device=kept.device)
+    places = (target.flatten() != model.padding).nonzero().squeeze(1)
+    return _nll(model, features.flatten(0, 1).index_select(0, places), target.flatten()[places], smoothing)
+
+
+def reference_nll(model: Seq2Seq, memory: Any, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """`forced_nll` of `teacher_force` over the target, without features at padding."""
+    features, places = model.forced_features(shifted(model, target), target != model.padding, memory)
+    return _nll(model, features, target.flatten()[places], smoothing)
+
+
+def _nll(model: Seq2Seq, features: Tensor, tokens: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """See `forced_nll`, of features (tokens, features)."""
+    rows = torch.arange(len(tokens), device=tokens.device)
     ones = torch.ones_like(rows, dtype=torch.float32)
-    likelihood, log_probability = token_log_likelihood(
-        model,
-        features.flatten(0, 1).index_select(0, kept),
-        rows,
-        flat[kept],
-        (1 - smoothing) * ones,
-        smoothing * ones if smoothing else None,
-    )
+    uniform = smoothing * ones if smoothing else None
+    likelihood, log_probability = token_log_likelihood(model, features, rows, tokens, (1 - smoothing) * ones, uniform)
     return -likelihood, -log_probability.sum()
 
 
@@ -56,7 +61,6 @@ class CrossEntropy:
 
     def __call__(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss:
         memory = model.encode(batch.source, batch.source_lengths)
-        features = model.teacher_force(shifted(model, batch.target), memory)
-        loss, plain = forced_nll(model, features, batch.target, self.config.label_smoothing)
+        loss, plain = reference_nll(model, memory, batch.target, self.config.label_smoothing)
         tokens = batch.target_lengths.sum().to(loss.dtype)
         return Loss(loss / tokens, {"nll": plain / tokens}, normaliser=tokens)

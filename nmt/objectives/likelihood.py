@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nmt.models.elementary import exp_
 from nmt.models.seq2seq import Seq2Seq
 
-# Logits that are there at once. What a CPU's cache holds is best there; a GPU wants large products.
-_LOGITS = {"cpu": 2**22, "cuda": 2**26}
+# Logits that are there at once, in float32 or wider and in what is narrower: few, but products want to be large.
+_LOGITS = {"cpu": (2**22, 2**23), "cuda": (2**26, 2**26)}
+# Those that are exponentiated at once: what a CPU's cache holds.
+_POWERS = {"cpu": 2**17, "cuda": 2**26}
 
 
 class _WeightedLogLikelihood(torch.autograd.Function):
@@ -114,7 +117,7 @@ class _LayerLogLikelihood(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         with torch.autocast(device, enabled=False):
             x, v = inputs.to(dtype), weight.to(dtype)
-            b = weight.new_zeros(len(weight), dtype=dtype) if bias is None else bias.to(dtype)
+            b = weight.new_zeros(len(weight), dtype=wide) if bias is None else bias.to(wide)
             weights = weights.to(wide)
             total = torch.zeros(len(x), dtype=wide, device=x.device).index_add_(0, rows, weights)
             if uniform is not None:
@@ -126,28 +129,36 @@ class _LayerLogLikelihood(torch.autograd.Function):
             of_b = torch.zeros_like(b, dtype=wide) if need_b else None
 
             order = rows.argsort(stable=True)
-            size = max(1, _LOGITS.get(device, _LOGITS["cuda"]) // len(v))
-            normaliser = torch.empty_like(total)
+            size = max(1, _LOGITS.get(device, _LOGITS["cuda"])[dtype != wide] // len(v))
+            few = max(1, _POWERS.get(device, _POWERS["cuda"]) // len(v))
+            normaliser, largest, summed = (torch.empty_like(total) for _ in range(3))
             log_probability = torch.empty_like(weights)
+            # Memory that is new has to be mapped, block by block.
+            made = x.new_empty(min(size, len(x)), len(v))
             for block, queries in _blocks(rows.index_select(0, order), len(x), size):
                 asked = order[queries]
-                logits = torch.addmm(b, x[block], v.t()).to(wide)
-                largest = logits.amax(dim=1, keepdim=True)
-                logits -= largest
-                found = logits[rows[asked] - block.start, tokens[asked]]
-                powers = logits.exp_()
-                summed = powers.sum(dim=1, keepdim=True)
-                log_summed = summed.log().squeeze(1)
-                log_probability[asked] = found - log_summed[rows[asked] - block.start]
-                normaliser[block] = largest.squeeze(1) + log_summed
-                factor = total[block].unsqueeze(1) / summed
-                powers = powers.to(dtype)
+                logits = torch.mm(x[block], v.t(), out=made[: block.stop - block.start])
+                own, ids = rows[asked], tokens[asked]
+                found = logits[own - block.start, ids].to(wide) + b[ids]
+                factor = torch.empty_like(total[block])
+                parts = (logits, *(whole[block] for whole in (total, largest, summed)), factor)
+                for part, count, most, sums, share in zip(*(each.split(few) for each in parts), strict=True):
+                    powers = part.add_(b) if dtype == wide else part + b
+                    torch.amax(powers, dim=1, out=most)
+                    torch.sum(exp_(powers.sub_(most.unsqueeze(1))), dim=1, out=sums)
+                    torch.div(count, sums, out=share)
+                    if of_b is not None:
+                        of_b.addmv_(powers.t(), share, alpha=-1)
+                    if powers is not part:
+                        part.copy_(powers)
+                powers, factor = logits, factor.unsqueeze(1)
+                log_summed = summed[block].log()
+                normaliser[block] = largest[block] + log_summed
+                log_probability[asked] = (found - largest[own]) - log_summed[own - block.start]
                 if of_x is not None:
                     of_x[block] = (powers @ v) * -factor
                 if of_v is not None:
                     _add_product(of_v, powers.t(), (x[block] * -factor).to(dtype))
-                if of_b is not None:
-                    of_b -= (factor.t().to(dtype) @ powers).squeeze(0)
 
             value = (weights * log_probability).sum()
             if of_x is not None:
@@ -158,7 +169,7 @@ class _LayerLogLikelihood(torch.autograd.Function):
                 of_b.index_add_(0, tokens, weights)
             if uniform is not None:
                 mean, spread = v.to(wide).mean(dim=0), uniform / len(v)
-                value = value + (uniform * (x.to(wide) @ mean + b.to(wide).mean() - normaliser)).sum()
+                value = value + (uniform * (x.to(wide) @ mean + b.mean() - normaliser)).sum()
                 if of_x is not None:
                     of_x.addr_(uniform, mean)
                 if of_v is not None:

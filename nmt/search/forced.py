@@ -40,13 +40,14 @@ def forced_search(
     memory = model.encode(source, lengths)
     read = torch.cat([torch.full_like(target[:, :1], model.bos), target[:, :-1]], dim=1)
     seen = None
+    there = torch.arange(target.shape[1], device=target.device) < target_lengths.to(target.device).unsqueeze(1)
     if attention or config.coverage:
         features, seen = _advance(model, read, memory)
+        features, places = features[there], there.flatten().nonzero().squeeze(1)
     else:
-        features = model.teacher_force(read, memory)
-    there = torch.arange(target.shape[1], device=target.device) < target_lengths.to(target.device).unsqueeze(1)
-    of_tokens = torch.zeros(target.shape, dtype=torch.float32, device=target.device)
-    of_tokens[there] = _log_probabilities(model, features[there], target[there])
+        features, places = model.forced_features(read, there, memory)
+    found = _log_probabilities(model, features, target.flatten()[places])
+    of_tokens = found.new_zeros(target.numel()).index_copy(0, places, found).view_as(target)
     # In float64: the order of a sum of many tokens must not show in what is compared with the search.
     totals = of_tokens.double().sum(dim=1)
     scores = totals / config.divisor(target_lengths.to(totals) + model.forced)

@@ -7,7 +7,7 @@ text, and once over an eighth of it. Tokens and CPU time are the differences of 
 saving count for nobody; memory is the peak resident size of the longer run. The loss is that of training (nats a
 target token, with dropout, without label smoothing), the mean over the last tenth of the updates.
 
-The floor is what the matrix products of our own step take (a profile of a few updates, in this process).
+The floor is what the matrix products of our own step take alone, on operands of the same shapes.
 
 Loading is what our own batches take when nobody trains on them.
 
@@ -20,6 +20,7 @@ import re
 import shutil
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -43,11 +44,11 @@ from peers import (
     write_vocabulary,
 )
 
-from nmt.batching import TrainingStream
+from nmt.batching import Batch, TrainingStream
 from nmt.corpus import Pairs, load_card
 from nmt.encoding import encode_pairs
 from nmt.lines import read_lines, write_lines
-from nmt.models import RNNsearch, RNNsearchConfig
+from nmt.models import RNNsearchConfig, make_recurrent
 from nmt.objectives import CrossEntropy, CrossEntropyConfig
 from nmt.vocabulary import SentencePiece, VocabularyConfig
 
@@ -55,8 +56,8 @@ PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "aten::addm
 PARTS = (8, 1)
 AS_JOEYNMT, AS_OPENNMT = "nmt, as joeynmt", "nmt, as OpenNMT-py"
 SHAPES = ("nmt", AS_JOEYNMT, AS_OPENNMT)
-# Updates; the peers have none that is as short.
-WARMUP = 20
+# Updates, as with the peers.
+WARMUP = 0
 
 
 @dataclass(frozen=True)
@@ -185,32 +186,52 @@ def trained(name: str, task: Task, python: Path | None, part: int, round_: int) 
     return Training(**json.loads(path.read_text()))
 
 
-def share_of_products(task: Task, updates: int) -> tuple[float, int]:
-    """Which share of the CPU time of our updates goes into matrix products; and the parameters of the model."""
+def share_of_products(name: str, task: Task, updates: int) -> tuple[float, int]:
+    """Which share of the CPU time of our updates the same matrix products take when they are all that is done; and the
+    parameters of the model."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    config = RNNsearchConfig(embedding=task.embedding, hidden=task.hidden, dropout=DROPOUT)
-    model = RNNsearch(config, task.vocabulary, task.vocabulary)
+    flags = {flag.removeprefix("model."): value for flag, value in shape(name, task).items()}
+    config = RNNsearchConfig(embedding=task.embedding, hidden=task.hidden, dropout=DROPOUT, **flags)
+    model = make_recurrent(config, task.vocabulary, task.vocabulary)
     objective = CrossEntropy(CrossEntropyConfig(label_smoothing=0.0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=task.lr, fused=True)
-    batches = islice(stream_of(task), updates + 1)
 
-    def update() -> None:
+    def update(batch: Batch) -> None:
         optimizer.zero_grad()
-        objective(model, next(batches)).value.backward()
+        objective(model, batch).value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    update()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        for _ in range(updates):
-            update()
-    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
-    for name, spent in sorted(times.items(), key=lambda item: -item[1])[:12]:
-        print(f"    {name:<50}{spent / sum(times.values()):>7.1%}")
-    return sum(times.get(name, 0.0) for name in PRODUCTS) / sum(times.values()), sum(
-        map(torch.numel, model.parameters())
-    )
+    first, *batches = islice(stream_of(task), updates + 1)
+    update(first)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        for batch in batches:
+            update(batch)
+    events = [event for event in profile.events() if event.name in PRODUCTS]
+    done = Counter((event.name, *map(tuple, event.input_shapes[:3])) for event in events)
+    whole = sum(cpu_seconds(partial(update, batch)) for batch in batches)
+    alone = sum(count * cpu_seconds(product(*what)) for what, count in done.items())
+    return alone / whole, sum(map(torch.numel, model.parameters()))
+
+
+def product(name: str, *shapes: tuple[int, ...]) -> Callable[[], Any]:
+    """An operation of PRODUCTS on operands of some shapes."""
+    kind = name.removeprefix("aten::")
+    operands = [torch.randn(shape) for shape in shapes[: 3 if "add" in kind else 2]]
+    if kind.endswith("_"):
+        return partial(getattr(operands[0], kind), *operands[1:])
+    return partial(getattr(torch, kind), *operands)
+
+
+def cpu_seconds(function: Callable[[], Any], rounds: int = 3) -> float:
+    """The median over some rounds."""
+    spent = []
+    for _ in range(rounds):
+        began = time.process_time()
+        function()
+        spent.append(time.process_time() - began)
+    return statistics.median(spent)
 
 
 def loading_speed(task: Task) -> float:
@@ -264,9 +285,9 @@ def main() -> None:
     for name, speed in speeds.items():
         if (ours := f"nmt, as {name}") in speeds:
             print(f"{ours}: {speeds[ours] / speed:.2f} times {name}")
-    print("\nshares of our CPU time:")
-    share, parameters = share_of_products(task, 8)
-    print(f"matrix products take {share:.0%} of a step; {parameters:,} parameters")
+    for name in (name for name in SHAPES if name in names):
+        share, parameters = share_of_products(name, task, 2)
+        print(f"{name}: its matrix products alone take {share:.0%} of a step; {parameters:,} parameters", flush=True)
     loading = loading_speed(task)
     print(f"loading: {loading:,.0f} target tokens a CPU second", end="")
     print(f", {loading / speeds['nmt']:.0f} times training's" if "nmt" in speeds else "")

@@ -41,7 +41,8 @@ def test_weighted_log_likelihood_is_that_of_torch():
 @pytest.fixture(params=[1, 2, 3, 5, 100])
 def block(request, monkeypatch):
     """Rows that are worked on at once, of five, where the vocabulary has seven tokens."""
-    monkeypatch.setitem(likelihood._LOGITS, "cpu", 7 * request.param)
+    monkeypatch.setitem(likelihood._LOGITS, "cpu", (7 * request.param, 7 * request.param))
+    monkeypatch.setitem(likelihood._POWERS, "cpu", 7 * (request.param // 2))
 
 
 @pytest.mark.parametrize("spread", [False, True])

@@ -78,6 +78,28 @@ def test_every_variant_is_forced_as_it_steps_and_ignores_padding(tiny_model, var
             torch.testing.assert_close(found, forced[row : row + 1])
 
 
+@pytest.mark.parametrize("variant", VARIANTS + MARIAN + LUONG, ids=lambda v: "-".join(map(str, v.values())))
+def test_forced_without_padding_the_features_and_gradients_are_the_same(tiny_model, variant):
+    model = tiny_model(vocabulary=15, **variant).double()
+    batch = random_batch(5, 15, 7)
+    tokens, there = shifted(model, batch.target), batch.target != model.padding
+    found = []
+    for packed in (False, True):
+        model.zero_grad()
+        memory = model.encode(batch.source, batch.source_lengths)
+        if packed:
+            features, places = model.forced_features(tokens, there, memory)
+            features = features.new_zeros(there.numel(), features.shape[1]).index_copy(0, places, features)
+        else:
+            features = model.teacher_force(tokens, memory).flatten(0, 1) * there.flatten().unsqueeze(1)
+        features.square().sum().backward()
+        found.append([features.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        with torch.no_grad():
+            kept = model.forced_features(tokens, there, memory)[0]
+        assert kept.shape == (int(batch.target_lengths.sum()), features.shape[1])
+    torch.testing.assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_our_gru_is_torchs(layers, bidirectional):

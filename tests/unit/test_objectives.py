@@ -17,6 +17,28 @@ from tests.unit.test_soft_bleu import sacre
 EOS = 3
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"cell": "lstm", "decoder_layers": 2}, {"decoder": "luong"}, {"decoder": "luong", "input_feeding": True}],
+    ids=str,
+)
+def test_mixed_precision_is_near(tiny_model, shape):
+    model = tiny_model(vocabulary=40, hidden=32, embedding=24, readout="tanh", **shape)
+    batch = random_batch(8, 40, 9)
+    found = []
+    for narrow in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            value = CrossEntropy(CrossEntropyConfig())(model, batch).value
+        value.backward()
+        found.append((value.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    (wide, expected), (narrow, grad) = found
+    assert narrow.dtype == grad.dtype == torch.float32
+    assert narrow != wide  # or nothing was rounded
+    torch.testing.assert_close(narrow, wide, rtol=2e-3, atol=0)
+    assert (grad - expected).norm() < 0.01 * expected.norm()
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_forced_nll_equals_torch(tiny_model, smoothing):
     torch.manual_seed(0)
