@@ -105,9 +105,12 @@ class StepGraph(nn.Module):
         layers = tuple(state[first : first + parts] for first in range(0, len(state), parts))
         *_, mask = memory
         # The first state and what it is made of are read by `start` alone.
-        kind = FusedMemory if isinstance(self.form, FusedRNNsearch) else Memory
-        known = kind(memory[0], memory[-2], mask, mask)
-        advanced = self.form.advance(self.form.embed(tokens), layers, known)
+        known = memory[0], memory[-2], mask, mask
+        embedded = self.form.embed(tokens)
+        if isinstance(self.form, FusedRNNsearch):
+            advanced = self.form.advance(embedded, layers, FusedMemory(*known))
+        else:
+            advanced = self.form.advance(embedded, layers, Memory(*known))
         return (self.form.project(advanced.features), *_flatten(advanced.state))
 
 
