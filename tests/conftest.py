@@ -1,5 +1,6 @@
 """What all tests share: one torch thread, the measuring corpora, and a tiny seeded model."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from tests import CORPORA
 from tests.trained import real_translator, reverse_runs  # noqa: F401
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # Triton's kernels then run by numpy. Read when triton is imported, which torch does in its own time.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # A shell that runs the tests in the background has them ignore interruptions, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -32,7 +32,6 @@ class _Way(NamedTuple):
     Attributes:
         package: what they are compiled by.
         folder: their modules, below this package.
-        default: whether they are on where nobody has said anything.
         dtypes: of the scores.
         widest: the longest screen; on the CPU, where the best are put in order by insertion, that is quadratic.
         most_ranked: the longest screen times the number of slots of the sorted operator.
@@ -40,21 +39,15 @@ class _Way(NamedTuple):
 
     package: str
     folder: str
-    default: bool
     dtypes: tuple[torch.dtype, ...]
     widest: int = 256
     most_ranked: int = 1 << 30
 
 
 _WAYS = {
-    "cpu": _Way("numba", "kernels", False, (torch.float32, torch.float64)),
-    "cuda": _Way("triton", "gpu", True, (torch.float32, torch.bfloat16, torch.float16), most_ranked=1024),
+    "cpu": _Way("numba", "kernels", (torch.float32, torch.float64)),
+    "cuda": _Way("triton", "gpu", (torch.float32, torch.bfloat16, torch.float16), most_ranked=1024),
 }
-
-
-def _said(value: str | None) -> bool | None:
-    """What the environment says of the kernels: on, off, or nothing."""
-    return None if value is None else value not in ("", "0")
 
 
 class use_kernels:  # noqa: N801
@@ -62,9 +55,9 @@ class use_kernels:  # noqa: N801
 
     Those for the CPU need numba (`pip install numba`), which is imported at their first use; then an operator and dtype
     compiles for some seconds, once a machine, as the result is kept on disk (numba's NUMBA_CACHE_DIR). Those for a GPU
-    need triton 3.7 or newer, which comes with PyTorch there. Before the first call of this, those for a GPU are on
-    wherever triton is installed, and those for the CPU are off. Values agree with those of the other way within
-    rounding. Who cannot call this sets NMT_TOPK_KERNELS in the environment, to 1 or 0.
+    need triton 3.7 or newer, which comes with PyTorch there; they have not run on a card yet. Before the first call of
+    this all are off. Values agree with those of the other way within rounding. Who cannot call this sets
+    NMT_TOPK_KERNELS to 1 in the environment.
 
     Args:
         on: False turns them off.
@@ -73,7 +66,7 @@ class use_kernels:  # noqa: N801
         ImportError: neither numba nor triton is installed.
     """
 
-    _on = _said(os.environ.get(_VARIABLE))
+    _on = os.environ.get(_VARIABLE, "") not in ("", "0")
 
     def __init__(self, on: bool = True) -> None:
         if on and not any(find_spec(way.package) for way in _WAYS.values()):
@@ -110,7 +103,7 @@ def fits(rows: Tensor, width: int, k: int = 1) -> bool:
     way = _WAYS.get(rows.device.type)
     return (
         way is not None
-        and (way.default if use_kernels._on is None else use_kernels._on)
+        and use_kernels._on
         and rows.dtype in way.dtypes
         and type(rows) in (Tensor, torch.nn.Parameter)
         and 0 < width <= way.widest
@@ -131,9 +124,8 @@ def _is_there(package: str) -> bool:
     # Older versions of triton are not tested.
     if find_spec(package) and (package == "numba" or _version(import_module(package).__version__) >= (3, 7)):
         return True
-    if use_kernels._on:
-        text = f"the kernels of nmt.topk are on ({_VARIABLE}), but {package} is not installed, or too old"
-        warnings.warn(text, stacklevel=2)
+    text = f"the kernels of nmt.topk are on ({_VARIABLE}), but {package} is not installed, or too old"
+    warnings.warn(text, stacklevel=2)
     return False
 
 

@@ -1,6 +1,5 @@
 """One thread: how an operation is split over threads decides the last bit of its sums."""
 
-import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -8,11 +7,6 @@ import pytest
 import torch
 
 from nmt.topk import use_kernels
-
-if not torch.cuda.is_available():
-    # Read by triton when it is imported: its kernels run by numpy.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
