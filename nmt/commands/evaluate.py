@@ -1,6 +1,7 @@
 """`nmt evaluate`: scores with their signatures, several systems, paired tests against baselines."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +177,31 @@ def _translate(chosen: Any, texts: TestSet) -> list[list[str]]:
     for path, output in zip(chosen.model, outputs, strict=True):
         one = chosen.clone()
         one.model = path
-        systems.append(load_translator(one).translate(texts.source, **options))
+        translator = load_translator(one)
+        _tell_other_languages(path, translator.checkpoint.info.get("languages") or {}, texts)
+        systems.append(translator.translate(texts.source, **options))
         if output is not None:
             write_lines(output, systems[-1])
     return systems
+
+
+def _tell_other_languages(path: str, trained: dict[str, str | None], texts: TestSet) -> None:
+    """Warns of a test set in other languages than the model was trained on, where both are known."""
+    asked = {"source": texts.source_language, "target": texts.target_language}
+    for side, language in asked.items():
+        own = trained.get(side)
+        # "de" and "de_DE", or "deu_Latn" and "de": a region or a script is no other language, and codes of other
+        # lengths may mean the same one.
+        own, language = (re.split("[-_]", code or "")[0].lower() for code in (own, language))
+        if own and language and own != language and len(own) == len(language):
+            logger.warning(
+                "warning: %s was trained with %s as its %s language; %s has %s (--language_pair turns a corpus round)",
+                path,
+                own,
+                side,
+                texts.name,
+                language,
+            )
 
 
 def _outputs(chosen: Any) -> list[Path | str | None]:

@@ -24,7 +24,7 @@ class TestSet:
         name: for messages and reports.
         source: lines of the source language.
         references: one or more sets of as many lines.
-        target_language: code of the language of the references, "" when unknown.
+        source_language, target_language: codes of the languages, "" when unknown.
     """
 
     # pytest would take it for a class of tests.
@@ -33,6 +33,7 @@ class TestSet:
     name: str
     source: list[str]
     references: list[list[str]]
+    source_language: str = ""
     target_language: str = ""
 
 
@@ -75,7 +76,7 @@ def published_test_set(name: str, language_pair: str) -> TestSet:
         ) from None
     if not files:
         raise UserError(f"test set {title} has no reference; choose another one ('sacrebleu --list')")
-    test_set = TestSet(title, read_lines(source), [read_lines(file) for file in files], language_pair.split("-")[1])
+    test_set = TestSet(title, read_lines(source), [read_lines(file) for file in files], *language_pair.split("-"))
     if any(len(lines) != len(test_set.source) for lines in test_set.references) or not test_set.source:
         counts = ", ".join(f"{len(lines):,}" for lines in [test_set.source, *test_set.references])
         raise UserError(f"test set {title} is damaged (source and references have {counts} lines); remove {cache}")
@@ -103,7 +104,7 @@ def split_of_card(card: str, split: str, language_pair: str = "", directory: str
     if language_pair and not (source and dash and target):
         raise UserError(f"language_pair is '{language_pair}'; write source-target, such as en-fr")
     pairs = load_card(card, directory).read(split, source or None, target or None)
-    return TestSet(pairs.name, pairs.source, [pairs.target], pairs.target_language)
+    return TestSet(pairs.name, pairs.source, [pairs.target], pairs.source_language, pairs.target_language)
 
 
 @contextlib.contextmanager

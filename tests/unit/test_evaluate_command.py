@@ -267,6 +267,29 @@ def test_a_card_gives_source_and_reference(texts, run):
     assert code == 0 and json.loads(out)[0]["score"] == evaluate(SYSTEMS["seed1"], [REFERENCE])[0].value
 
 
+@pytest.mark.parametrize(
+    ("languages", "pair", "told"),
+    [
+        ("{source: aa, target: bb}", "", []),
+        ("{source: aa_XX, target: bb_Latn}", "", []),
+        ("{source: aaa, target: bbb}", "", []),  # three letters may be another code of the same language
+        ("{source: aa, target: cc}", "", ["bb as its target language; mine/test has cc"]),
+        ("{source: aa, target: bb}", "bb-aa", ["aa as its source language", "bb as its target language"]),
+    ],
+)
+def test_a_card_in_other_languages_is_told(tiny_checkpoint, texts, run, caplog, languages, pair, told):
+    save_checkpoint("a.safetensors", tiny_checkpoint())
+    (texts / "mine").mkdir()
+    (texts / "mine/one").write_text("the cat\nmy red two\n")
+    (texts / "mine.yaml").write_text(f"languages: {languages}\nsplits:\n  test: {{source: one, target: one}}\n")
+    code, _, err = run(
+        "a.safetensors", "--corpus", "mine.yaml", "--device", "cpu", *["--language_pair", pair][: 2 * bool(pair)]
+    )
+    assert code == 0, err
+    found = [record.getMessage() for record in caplog.records if "was trained with" in record.getMessage()]
+    assert len(found) == len(told) and all(part in line for part, line in zip(told, found, strict=True))
+
+
 BAD = [
     (["--hypotheses", "seed1", "seed2"], "missing: reference; give --reference, --test_set"),
     (["--hypotheses", "seed1", "--reference", "ref", "--corpus", "x"], "give --reference or --corpus, not both"),

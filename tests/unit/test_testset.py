@@ -163,7 +163,8 @@ def test_splits_of_cards(tmp_path):
     found = split_of_card(str(card), "test")
     assert (found.name, found.source, found.references) == ("mine/test", SOURCE, [FRENCH])
     turned = split_of_card(str(card), "test", "fr-en")
-    assert (turned.source, turned.references, turned.target_language) == (FRENCH, [SOURCE], "en")
+    assert (turned.source, turned.references) == (FRENCH, [SOURCE])
+    assert (turned.source_language, turned.target_language) == ("fr", "en")
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="other/test.en does not exist"):
         split_of_card(str(card), "test", directory=str(tmp_path / "other"))
