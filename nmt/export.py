@@ -17,7 +17,7 @@ from nmt.checkpoint import Checkpoint
 from nmt.errors import UserError
 from nmt.lines import atomic_folder, check_empty
 from nmt.models import Pretrained, decoding_form
-from nmt.models.portable import EncoderGraph, Form, StepGraph
+from nmt.models.portable import MEMORY, EncoderGraph, Form, StepGraph
 from nmt.runner.folder import CONFIG, PARTS, Exported, Special, describe
 from nmt.runner.settings import Settings
 from nmt.vocabulary import EOS, PAD, UNK, SentencePiece
@@ -92,7 +92,7 @@ def _graphs(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
     encoder = EncoderGraph(form).eval()
     with torch.no_grad():
         parts = encoder(source, lengths)
-    memory, first = parts[: encoder.memory_parts], parts[encoder.memory_parts :]
+    memory, first = parts[:MEMORY], parts[MEMORY:]
     of_memory, of_state = (
         [f"{kind}_{i}" for i in range(len(of))] for kind, of in (("memory", memory), ("state", first))
     )

@@ -1,7 +1,8 @@
 """Encoders and decoders with an explicit state; one file an architecture."""
 
 from nmt.models.ensemble import Ensemble
-from nmt.models.fused import FusedRNNsearch
+from nmt.models.fused import Fused, FusedRNNsearch
+from nmt.models.fused_luong import FusedLuong
 from nmt.models.int8 import quantize
 from nmt.models.luong import Luong
 from nmt.models.narrowed import Narrowed
@@ -15,6 +16,8 @@ __all__ = [
     "REGULARISATION",
     "Advance",
     "Ensemble",
+    "Fused",
+    "FusedLuong",
     "FusedRNNsearch",
     "Luong",
     "Narrowed",
@@ -42,6 +45,8 @@ def decoding_form(model: Seq2Seq) -> Seq2Seq:
     that is trained on needs a new form: weights that stay as they are are in the same memory."""
     if isinstance(model, RNNsearch) and not model.config.layer_normalization:
         return FusedRNNsearch(model)
+    if isinstance(model, Luong):
+        return FusedLuong(model)
     if isinstance(model, Ensemble):
         return Ensemble([decoding_form(part) for part in model.parts])
     return model

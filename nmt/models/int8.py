@@ -2,8 +2,9 @@
 
 Weights are rounded once, each output's by its own largest weight; inputs are rounded when they come: by a bound that
 is known beforehand (a recurrent state lies between -1 and 1), or each row by its own largest entry. Products of whole
-numbers and their sums are exact. So a row's result does not depend on the rows beside it, to the last bit; a range
-taken from the whole batch, as torch's dynamic quantisation has it, would make a translation depend on its neighbours.
+numbers and their sums are exact. So a row's result does not depend on the rows beside it, but for the last bit, which
+oneDNN's kernels of few rows may round otherwise; a range taken from the whole batch, as torch's dynamic quantisation
+has it, would make a translation depend on its neighbours.
 """
 
 import functools

@@ -4,7 +4,7 @@
 joeynmt, OpenNMT-py and fairseq have it, with another first state each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nmt.models.int8 import take_outputs
 from nmt.models.recurrence import run_cells
-from nmt.models.recurrent import Memory, Recurrent, State, Steps, average
+from nmt.models.recurrent import Memory, Recurrent, RNNsearchConfig, State, Steps, average
 from nmt.models.seq2seq import Advance
 
 
@@ -27,10 +27,10 @@ class Luong(Recurrent):
         if config.bridge in ("tanh", "mean"):
             self.initial = nn.Linear(config.value_size, hidden)
         elif config.bridge == "linear":
-            self.initials = nn.ModuleList(nn.Linear(config.value_size, hidden) for _ in range(self._parts))
+            self.initials = nn.ModuleList(nn.Linear(config.value_size, hidden) for _ in range(_parts(config)))
         elif config.bridge == "relu":
             size = layers * config.encoder_size
-            self.initials = nn.ModuleList(nn.Linear(size, size) for _ in range(self._parts))
+            self.initials = nn.ModuleList(nn.Linear(size, size) for _ in range(_parts(config)))
         below = config.embedding + (hidden if config.input_feeding else 0)
         self.cells = nn.ModuleList(cell(hidden if layer else below, hidden) for layer in range(layers))
         widen = 2 if config.readout == "maxout" else 1
@@ -39,49 +39,19 @@ class Luong(Recurrent):
             self.output_input = nn.Linear(hidden, config.output_size)
 
     @property
-    def _parts(self) -> int:
-        return 2 if self.config.cell == "lstm" else 1
+    def bridges(self) -> list[nn.Module]:
+        """The layers in front of the first state."""
+        if self.config.bridge in ("tanh", "mean"):
+            return [self.initial]
+        return list(self.initials) if self.config.bridge in ("linear", "relu") else []
 
     def _read(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
         outputs, final = self._run_encoder(packed)
         mean = average(outputs) if self.config.bridge == "mean" else None
-        return outputs, self.summarise(final, mean)
-
-    def summarise(self, final: tuple[Tensor, ...], mean: Tensor | None) -> Tensor:
-        """The summary.
-
-        Args:
-            final: parts of the encoder's last state, (layers * directions, batch, size) each.
-            mean: of what the encoder gives, (batch, size); the bridge "mean" takes it.
-        """
-        config = self.config
-        # (batch, layers * directions, size) each
-        states = [part.transpose(0, 1) for part in final]
-        if mean is not None:
-            return torch.tanh(self.initial(mean)).repeat(1, self._parts * config.decoder_layers)
-        if config.bridge == "relu":
-            # As OpenNMT-py cuts them: a row holds as many states as there are layers, of whichever direction.
-            size = config.decoder_layers * config.encoder_size
-            pairs = zip(states, self.initials, strict=True)
-            states = [torch.relu(layer(state.reshape(state.shape[0], -1, size))) for state, layer in pairs]
-        if config.bridge == "linear":
-            pairs = zip(states, self.initials, strict=True)
-            states = [layer(state.reshape(state.shape[0], -1, config.value_size)) for state, layer in pairs]
-        if config.bridge in ("relu", "linear", "layers"):
-            return torch.cat([state.flatten(1) for state in states], dim=1)
-        top = states[0][:, -(2 if config.bidirectional else 1) :].flatten(1)
-        if config.bridge == "tanh":
-            first = torch.tanh(self.initial(top))
-        else:
-            first = top[:, : config.hidden] if config.bridge == "last" else top.new_zeros(top.shape[0], config.hidden)
-        return first.repeat(1, self._parts * config.decoder_layers)
+        return outputs, summarise(self.config, self.bridges, final, mean)
 
     def start(self, memory: Memory) -> State:
-        parts = memory.summary.unsqueeze(1).unflatten(2, (self._parts, self.config.decoder_layers, -1))
-        layers = tuple(tuple(part.unbind(dim=2)) for part in parts.unbind(dim=3))
-        if not self.config.input_feeding:
-            return layers
-        return (*layers, (torch.zeros_like(layers[0][0]),))
+        return first_state(self.config, memory.summary)
 
     def _advance(
         self,
@@ -133,3 +103,49 @@ class Luong(Recurrent):
 
     def narrow(self, candidates: Tensor) -> Callable[[Tensor], Tensor]:
         return take_outputs(self.output, candidates)
+
+
+def summarise(
+    config: RNNsearchConfig, bridges: Iterable[nn.Module], final: tuple[Tensor, ...], mean: Tensor | None
+) -> Tensor:
+    """The first state, (batch, parts * layers * hidden).
+
+    Args:
+        bridges: the layers in front of it, as `config.bridge` has them.
+        final: parts of the encoder's last state, (layers * directions, batch, size) each.
+        mean: of what the encoder gives, (batch, size); the bridge "mean" takes it.
+    """
+    # (batch, layers * directions, size) each
+    states = [part.transpose(0, 1) for part in final]
+    copies = _parts(config) * config.decoder_layers
+    if mean is not None:
+        (bridge,) = bridges
+        return torch.tanh(bridge(mean)).repeat(1, copies)
+    if config.bridge == "relu":
+        # As OpenNMT-py cuts them: a row holds as many states as there are layers, of whichever direction.
+        size = config.decoder_layers * config.encoder_size
+        pairs = zip(states, bridges, strict=True)
+        states = [torch.relu(layer(state.reshape(state.shape[0], -1, size))) for state, layer in pairs]
+    if config.bridge == "linear":
+        pairs = zip(states, bridges, strict=True)
+        states = [layer(state.reshape(state.shape[0], -1, config.value_size)) for state, layer in pairs]
+    if config.bridge in ("relu", "linear", "layers"):
+        return torch.cat([state.flatten(1) for state in states], dim=1)
+    top = states[0][:, -(2 if config.bidirectional else 1) :].flatten(1)
+    if config.bridge == "tanh":
+        (bridge,) = bridges
+        first = torch.tanh(bridge(top))
+    else:
+        first = top[:, : config.hidden] if config.bridge == "last" else top.new_zeros(top.shape[0], config.hidden)
+    return first.repeat(1, copies)
+
+
+def first_state(config: RNNsearchConfig, summary: Tensor) -> State:
+    """The state before the first token, of what `summarise` gives."""
+    parts = summary.unsqueeze(1).unflatten(2, (_parts(config), config.decoder_layers, -1))
+    layers = tuple(tuple(part.unbind(dim=2)) for part in parts.unbind(dim=3))
+    return (*layers, (torch.zeros_like(layers[0][0]),)) if config.input_feeding else layers
+
+
+def _parts(config: RNNsearchConfig) -> int:
+    return 2 if config.cell == "lstm" else 1

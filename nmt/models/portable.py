@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nmt.models.attention import FAR, AdditiveAttention, average
-from nmt.models.fused import FusedMemory, FusedRNNsearch
-from nmt.models.luong import Luong
-from nmt.models.recurrent import Memory, State
-from nmt.models.seq2seq import Advance
+from nmt.models.attention import FAR
+from nmt.models.fused import Fused, FusedMemory, FusedRNNsearch
+from nmt.models.fused_luong import FusedLuong
 
-Form = FusedRNNsearch | Luong
+Form = FusedRNNsearch | FusedLuong
 """What there are graphs of."""
+
+MEMORY = 3
+"""How many of the outputs of the first graph are the memory's."""
 
 # Where ONNX keeps the gates of torch: GRU (reset, update, new) and LSTM (input, forget, cell, output).
 _GATES = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
@@ -44,11 +45,6 @@ class EncoderGraph(nn.Module):
             self.register_buffer(f"input{layer}", every("weight_ih"))
             self.register_buffer(f"recurrent{layer}", every("weight_hh"))
             self.register_buffer(f"bias{layer}", torch.cat([every("bias_ih"), every("bias_hh")], dim=1))
-
-    @property
-    def memory_parts(self) -> int:
-        """How many of the outputs are the memory's."""
-        return 2 if self.form.config.attention == "dot" else 3
 
     def forward(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         form, config = self.form, self.form.config
@@ -80,15 +76,9 @@ class EncoderGraph(nn.Module):
         read = values.transpose(0, 1)
         # What the operators give at padding is zero.
         mean = read.sum(dim=1) / lengths.unsqueeze(1) if config.bridge == "mean" else None
-        if isinstance(form, FusedRNNsearch):
-            fused = form.remember(form.look(read), lengths, finals[0][-1][1] if mean is None else mean)
-            return (fused.powers, fused.values, fused.mask, *_flatten(form.start(fused)))
-        summary = form.summarise(tuple(torch.cat(part) for part in finals), mean)
-        mask = torch.arange(read.shape[1], device=read.device) < lengths.unsqueeze(1)
-        memory = Memory(read, form.attention.keys(read), mask, summary)
-        # Where values are compared as they are they are keys, too.
-        parts = (read, mask) if config.attention == "dot" else (read, memory.keys, mask)
-        return (*parts, *_flatten(form.start(memory)))
+        initial = form.begin(tuple(torch.cat(part) for part in finals), mean)
+        memory = form.remember(form.looked(read), lengths, initial)
+        return (*memory[:MEMORY], *_flatten(form.start(memory)))
 
 
 class StepGraph(nn.Module):
@@ -97,56 +87,37 @@ class StepGraph(nn.Module):
 
     def __init__(self, form: Form) -> None:
         super().__init__()
-        self.form = _Portable(form) if isinstance(form, FusedRNNsearch) else _PortableLuong(form)
+        self.form = (_PortableRNNsearch if isinstance(form, FusedRNNsearch) else _PortableLuong)(form)
 
     def forward(self, tokens: Tensor, memory: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         parts = 2 if self.form.config.cell == "lstm" else 1
         # What is fed back, where that is part of the state, is the last layer and a single part.
         layers = tuple(state[first : first + parts] for first in range(0, len(state), parts))
-        *_, mask = memory
-        # The first state and what it is made of are read by `start` alone.
-        known = memory[0], memory[-2], mask, mask
-        embedded = self.form.embed(tokens)
-        if isinstance(self.form, FusedRNNsearch):
-            advanced = self.form.advance(embedded, layers, FusedMemory(*known))
-        else:
-            advanced = self.form.advance(embedded, layers, Memory(*known))
+        keys, values, mask = memory
+        # What the first state is made of is read by `start` alone.
+        advanced = self.form.advance(self.form.embed(tokens), layers, FusedMemory(keys, values, mask, mask))
         return (self.form.project(advanced.features), *_flatten(advanced.state))
 
 
-class _Portable(FusedRNNsearch):
+class _Portable(Fused):
     """The form itself, with an attention that suits onnxruntime: its product with a vector is several times slower
     than a sum."""
 
-    def __init__(self, form: FusedRNNsearch) -> None:
+    def __init__(self, form: Fused) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(form.__dict__)
 
-    def _attend(self, query: Tensor, memory: FusedMemory) -> Tensor:
-        return (_energies(query, memory.powers, self.energy) + memory.mask.unsqueeze(1)).softmax(dim=2)
+    def compare(self, energy: Tensor, query: Tensor, memory: FusedMemory) -> Tensor:
+        asked = (2 * query.clamp(-FAR, FAR)).exp()
+        return (energy / (memory.keys.unsqueeze(1) * asked.unsqueeze(2) + 1.0)).sum(dim=3)
 
 
-class _PortableLuong(Luong):
-    """The model itself, with such an attention, too."""
-
-    def __init__(self, form: Luong) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(form.__dict__)
-
-    def advance(self, embedding: Tensor, state: State, memory: Memory) -> Advance:
-        def look(query: Tensor) -> tuple[Tensor, Tensor]:
-            if not isinstance(self.attention, AdditiveAttention):
-                return self.attention(query, memory.keys, memory.values, memory.mask)
-            energies = _energies(self.attention.query(query), memory.keys, -2 * self.attention.energy.weight[0])
-            return average(energies, memory.values, memory.mask)
-
-        return self._advance(embedding, state, look, ())
+class _PortableRNNsearch(_Portable, FusedRNNsearch):
+    pass
 
 
-def _energies(query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
-    """(batch, slots, source length), of powers of keys and -2 v; see `AdditiveAttention`."""
-    asked = (2 * query.clamp(-FAR, FAR)).exp()
-    return (weight / (keys.unsqueeze(1) * asked.unsqueeze(2) + 1.0)).sum(dim=3)
+class _PortableLuong(_Portable, FusedLuong):
+    pass
 
 
 def _flatten(state: tuple[tuple[Tensor, ...], ...]) -> list[Tensor]:

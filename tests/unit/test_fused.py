@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nmt.models import Ensemble, FusedRNNsearch, decoding_form
+from nmt.models import Ensemble, Fused, FusedRNNsearch, decoding_form
 from nmt.search import SearchConfig, beam_search
 from nmt.search.peaks import largest, log_normaliser
 from tests.conftest import random_batch
@@ -16,12 +16,40 @@ SHAPES = [
     {"cell": "lstm", "decoder_layers": 3, "upper": "skip", "bridge": "mean"},
     {"decoder_layers": 2, "upper": "last", "attention_hidden": 13},
 ]
+LUONG = [
+    {"attention": "dot", "bridge": "layers", "encoder_hidden": 5, "readout": "tanh"},
+    {"attention": "general", "input_feeding": True, "bridge": "zero", "cell": "lstm", "decoder_layers": 2},
+    {"input_feeding": True, "attention_hidden": 7, "bridge": "relu", "encoder_hidden": 5, "readout": "linear"},
+    {"bridge": "linear", "cell": "lstm", "encoder_layers": 2, "decoder_layers": 2, "readout": "tanh", "output_size": 6},
+    {
+        "bridge": "mean",
+        "input_feeding": True,
+        "source_end": False,
+        "dropout": 0.3,
+        "tied_embeddings": "output",
+        "output_size": 8,
+    },
+    {
+        "bridge": "last",
+        "bidirectional": False,
+        "input_feeding": True,
+        "attention": "general",
+        "readout": "tanh",
+        "decoder_layers": 3,
+    },
+]
+SHAPES += [{"decoder": "luong", **shape} for shape in LUONG]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_step_is_the_models(tiny_model, shape):
     model = tiny_model(vocabulary=25, seed=3, **shape).double()
-    fused = FusedRNNsearch(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() < 2:  # biases begin as zeros, which would hide one that is left out
+                parameter.normal_(std=0.5)
+    fused = decoding_form(model)
+    assert isinstance(fused, Fused)
     batch = random_batch(8, 25, 9)
     with torch.no_grad():
         memories = model.encode(batch.source, batch.source_lengths), fused.encode(batch.source, batch.source_lengths)

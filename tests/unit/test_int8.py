@@ -10,12 +10,16 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from nmt.errors import UserError
-from nmt.models import FusedRNNsearch, Narrowed, int8, quantize
+from nmt.models import FusedRNNsearch, Narrowed, decoding_form, int8, quantize
 from nmt.models.int8 import Int8Linear, Int8Recurrent, take_outputs
 from nmt.search import SearchConfig, beam_search
 from nmt.tree import leaves
 from tests import ROOT
 from tests.conftest import random_batch
+from tests.unit.test_fused import SHAPES
+
+# Each result is rounded once or twice, and what recurs adds up; a step of the rounded inputs is 0.008.
+LAST_BIT = {"rtol": 2e-6, "atol": 2e-6}
 
 
 class Bounded(nn.Module):
@@ -64,8 +68,8 @@ def test_a_row_alone_is_the_row_among_others(bound):
     x[7] *= 1e-6 if bound is None else 1.0
     whole = layer(x)
     for rows in ([0], [7], [3, 7, 149], list(range(40, 120))):
-        assert torch.equal(layer(x[rows]), whole[rows])
-    assert torch.equal(take_outputs(layer, torch.tensor([3, 0, 332]))(x), whole[:, [3, 0, 332]])
+        torch.testing.assert_close(layer(x[rows]), whole[rows], **LAST_BIT)
+    torch.testing.assert_close(take_outputs(layer, torch.tensor([3, 0, 332]))(x), whole[:, [3, 0, 332]], **LAST_BIT)
 
 
 def test_weights_that_stay_are_shared(tiny_model):
@@ -94,8 +98,9 @@ def test_recurrent_layers(kind, layers):
     for row, length in enumerate(lengths.tolist()):
         with torch.no_grad():
             alone, own = rounded(pack_padded_sequence(x[row : row + 1], lengths[row : row + 1], batch_first=True))
-        assert torch.equal(alone.data, outputs[row, :length])
-        assert all(map(torch.equal, leaves(own), [part[:, row : row + 1] for part in leaves(final)]))
+        torch.testing.assert_close(alone.data, outputs[row, :length], **LAST_BIT)
+        for part, whole in zip(leaves(own), leaves(final), strict=True):
+            torch.testing.assert_close(part, whole[:, row : row + 1], **LAST_BIT)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +109,12 @@ def test_recurrent_layers(kind, layers):
         {},
         {"cell": "lstm", "encoder_layers": 2, "decoder_layers": 3, "readout": "tanh"},
         {"decoder_layers": 3, "upper": "skip", "bridge": "mean"},
+        {"decoder": "luong", "input_feeding": True, "decoder_layers": 2, "readout": "tanh"},
+        {"decoder": "luong", "cell": "lstm", "attention": "general", "bridge": "linear", "output_size": 6},
     ],
 )
 def test_a_search_does_not_depend_on_the_batch(tiny_model, shape):
-    model = quantize(FusedRNNsearch(tiny_model(vocabulary=30, seed=1, **shape)))
+    model = quantize(decoding_form(tiny_model(vocabulary=30, seed=1, **shape)))
     assert not any(isinstance(part, (nn.Linear, nn.GRU, nn.LSTM)) for part in model.modules())
     batch = random_batch(20, 30, 12, seed=5)
     together = beam_search(model, batch.source, batch.source_lengths, SearchConfig(4))
@@ -115,6 +122,29 @@ def test_a_search_does_not_depend_on_the_batch(tiny_model, shape):
         (alone,) = beam_search(model, batch.source[row : row + 1, :length], torch.tensor([length]), SearchConfig(4))
         assert alone[0].tokens == together[row][0].tokens
         assert alone[0].score == pytest.approx(together[row][0].score, abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_input_exceeds_its_bound(tiny_model, shape):
+    model = tiny_model(vocabulary=30, seed=1, **shape)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embedding" not in name and parameter is not model.output.weight:
+                parameter.normal_(std=3.0)  # states at the ends of their range
+    model = quantize(decoding_form(model))
+    largest = {}
+
+    def look(layer, inputs):
+        largest[layer] = max(largest.get(layer, 0.0), inputs[0].abs().max().item())
+
+    bounded = [part for part in model.modules() if isinstance(part, Int8Linear) and part.bound is not None]
+    for part in bounded:
+        part.register_forward_pre_hook(look)
+    batch = random_batch(20, 30, 12, seed=5)
+    beam_search(model, batch.source, batch.source_lengths, SearchConfig(4))
+    assert set(largest) == set(bounded) and bounded
+    assert all(most <= layer.bound for layer, most in largest.items())
+    assert max(most / layer.bound for layer, most in largest.items()) > 0.8
 
 
 def test_candidates_of_the_output_layer(tiny_model):
@@ -125,7 +155,8 @@ def test_candidates_of_the_output_layer(tiny_model):
     memory = narrow.encode(batch.source, batch.source_lengths)
     first = narrow.advance(narrow.embed(torch.full((4, 1), 2)), narrow.start(memory), memory)
     whole = model.advance(model.embed(torch.full((4, 1), 2)), model.start(memory.memory), memory.memory)
-    assert torch.equal(narrow.project(first.features), model.project(whole.features)[..., candidates])
+    expected = model.project(whole.features)[..., candidates]
+    torch.testing.assert_close(narrow.project(first.features), expected, **LAST_BIT)
 
 
 def test_processors_that_add_in_16_bits():
