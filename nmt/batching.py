@@ -152,6 +152,7 @@ class TrainingStream:
         rank: int = 0,
         world: int = 1,
         rows: Rows | None = None,
+        sampled: str = "both",
     ) -> None:
         """Checks the corpus against the limits.
 
@@ -169,6 +170,7 @@ class TrainingStream:
             world: number of processes; an incomplete last round of a finite stream is left out, so that all
                 have equally many.
             rows: the rows that are used, instead of those that max_length leaves and that have no empty side.
+            sampled: which sides sampling is for, "both" or "source".
 
         Raises:
             UserError: no pair is left, a sentence is over the budget, or sampling without vocabularies.
@@ -179,7 +181,7 @@ class TrainingStream:
             raise ValueError(f"rank {rank} of {world}: ranks count from 0")
         self.corpus, self.seed = corpus, seed
         self.start_batch, self.epochs = start_batch, epochs
-        self.sampling, self._vocabularies = sampling, vocabularies
+        self.sampling, self.sampled, self._vocabularies = sampling, sampled, vocabularies
         self.rank, self.world = rank, world
         self._keep(_reported_rows(corpus, max_length) if rows is None else rows)
         self.set_budget(budget)
@@ -296,6 +298,8 @@ class TrainingStream:
             assert self._vocabularies is not None
             source, target = self._vocabularies
             sources = source.sample([self.corpus.source_line(i) for i in rows], int(source_seed), self.sampling)
+            if self.sampled == "source":
+                return sources, [self.corpus.target(i).tolist() for i in rows]
             targets = target.sample([self.corpus.target_line(i) for i in rows], int(target_seed), self.sampling)
             return sources, targets
 

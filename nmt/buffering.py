@@ -54,6 +54,7 @@ class BufferedStream:
         max_length: pairs with more pieces on a side are left out.
         sampling: strength of subword regularisation, 0 is off.
         rank, world: this process takes the batches b with (b - start_batch) % world == rank. All read all of the text.
+        sampled: which sides sampling is for, "both" or "source".
 
     Attributes:
         start_batch: number of the first batch, counted over all epochs and ranks from 0.
@@ -70,6 +71,7 @@ class BufferedStream:
         sampling: float = 0.0,
         rank: int = 0,
         world: int = 1,
+        sampled: str = "both",
     ) -> None:
         """Reads nothing yet.
 
@@ -80,7 +82,7 @@ class BufferedStream:
             raise ValueError(f"rank {rank} of {world}: ranks count from 0")
         self.text, self.buffer, self.seed, self.max_length = text, buffer, seed, max_length
         self.rank, self.world, self.start_batch = rank, world, 0
-        self._vocabularies, self._sampling = vocabularies, sampling
+        self._vocabularies, self._sampling, self._sampled = vocabularies, sampling, sampled
         # Those that batches after `start_batch` can be in, by their first batch.
         self._places = [Place()]
         self._held: TrainingStream | None = None
@@ -211,6 +213,7 @@ class BufferedStream:
                 self.budget,
                 self.seed,
                 sampling=self._sampling,
+                sampled=self._sampled,
                 vocabularies=self._vocabularies,
                 rows=rows,
             )

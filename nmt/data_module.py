@@ -70,7 +70,7 @@ class TranslationData(pl.LightningDataModule):
         self._train_checksum = known.checksum()
         self.dev_corpus = self._encode(self.dev_pairs, cache)
         limits: dict[str, Any] = {"max_length": config.max_length, "sampling": config.vocabulary.sampling}
-        limits |= {"rank": rank, "world": world}
+        limits |= {"sampled": config.vocabulary.sampled, "rank": rank, "world": world}
         budget = config.batch_tokens or NO_BUDGET
         self.stream: TrainingStream | BufferedStream
         if config.buffer:

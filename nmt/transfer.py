@@ -103,7 +103,7 @@ def transfer(found: Checkpoint, new: Checkpoint, source: str = "") -> Transfer:
     places = _shared_places(found, new)
     done.kept = [side for side in ("source", "target") if side not in places]
     if not places:
-        done.ignored_keys.append("data.vocabulary but for its sampling")
+        done.ignored_keys.append("data.vocabulary but for sampling and sampled")
     if not isinstance(new.model, Recurrent):
         done.ignored_keys.append("section model")
     row_sides = new.model.row_sides if isinstance(new.model, Recurrent) else {}

@@ -49,6 +49,7 @@ class Spelling(NamedTuple):
 
 
 _KINDS = ("bpe", "unigram")
+_SAMPLED = ("both", "source")
 _RENEWED = ("none", "source", "target", "both")
 _NORMALIZATIONS = ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity")
 _SPACE = "▁"
@@ -70,6 +71,8 @@ class VocabularyConfig:
         byte_fallback: spell unknown characters as bytes (256 more pieces, within `size`).
         sampling: subword regularisation while training: probability of BPE-dropout, or alpha of unigram
             sampling; 0 is off.
+        sampled: which sides sampling is for: both, or source, so that references stay in the pieces that a search
+            would find.
         renew: what a run that begins with a model (--from) trains anew instead of keeping the model's: none, source,
             target or both; source or target alone is no joint vocabulary. Pieces that both have keep their weights.
     """
@@ -81,12 +84,18 @@ class VocabularyConfig:
     normalization: str = "nmt_nfkc"
     byte_fallback: bool = False
     sampling: float = 0.0
+    sampled: str = "both"
     renew: str = "none"
 
     def __post_init__(self) -> None:
         if self.size < 8:
             raise UserError(f"data.vocabulary.size is {self.size}; at least 8, usually 4000 to 32000.")
-        choices = (("kind", _KINDS), ("normalization", _NORMALIZATIONS), ("renew", _RENEWED))
+        choices = (
+            ("kind", _KINDS),
+            ("normalization", _NORMALIZATIONS),
+            ("sampled", _SAMPLED),
+            ("renew", _RENEWED),
+        )
         for name, known in choices:
             value = getattr(self, name)
             if value not in known:

@@ -222,6 +222,17 @@ def test_sampling_changes_pieces_from_epoch_to_epoch_but_not_the_text(corpus, vo
     assert sum(len(pieces) == 2 for pieces in seen.values()) > 100
 
 
+def test_the_source_alone_can_be_sampled(corpus, vocabulary):
+    options = {"epochs": 1, "vocabularies": (vocabulary, vocabulary)}
+    both = list(TrainingStream(corpus, 150, 4, sampling=0.3, **options))
+    alone = list(TrainingStream(corpus, 150, 4, sampling=0.3, sampled="source", **options))
+    plain = list(TrainingStream(corpus, 150, 4, **options))
+    for one, sampled, whole in zip(alone, both, plain, strict=True):
+        assert torch.equal(one.source, sampled.source) and torch.equal(one.target, whole.target)
+    assert not all(torch.equal(one.source, whole.source) for one, whole in zip(alone, plain, strict=True))
+    assert not all(torch.equal(sampled.target, whole.target) for sampled, whole in zip(both, plain, strict=True))
+
+
 def test_ranks_share_the_stream_and_have_equally_many(corpus):
     whole = list(TrainingStream(corpus, 150, 4, epochs=2))
     parts = [list(TrainingStream(corpus, 150, 4, epochs=2, rank=r, world=3)) for r in range(3)]

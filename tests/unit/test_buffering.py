@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nmt.buffering import BufferedStream
 from nmt.corpus import Bitext, Pairs
 from nmt.errors import UserError
-from nmt.vocabulary import SentencePiece, VocabularyConfig
+from nmt.vocabulary import EOS, SentencePiece, VocabularyConfig
 
 WORDS = ["the", "cat", "sees", "one", "big", "house", "near", "a", "river"]
 MOST = 12
@@ -77,6 +77,7 @@ def test_whoever_goes_on_with_it_sees_what_one_would_see(vocabulary, data):
     sides = [lines(generator.integers(1, 6, 30)) for _ in range(2)]
     pairs = list(zip(*sides, strict=True))
     options = {"buffer": data.draw(st.integers(4, 40)), "sampling": data.draw(st.sampled_from([0.0, 0.2]))}
+    options["sampled"] = data.draw(st.sampled_from(["both", "source"]))
     whole = list(itertools.islice(stream_of(pairs, vocabulary, **options), 24))
     seen, state = [], None
     while len(seen) < len(whole):
@@ -92,6 +93,15 @@ def test_whoever_goes_on_with_it_sees_what_one_would_see(vocabulary, data):
         seen += [batch for step in zip(*parts, strict=True) for batch in step]
         state = streams[0].state(len(seen))
     assert all(map(same, seen, whole))
+
+
+def test_the_source_alone_can_be_sampled(vocabulary):
+    pairs = [(line, line) for line in lines(np.random.default_rng(1).integers(1, 6, 30))]
+    streams = (stream_of(pairs, vocabulary, 12, sampling=0.5, sampled=sampled) for sampled in ("both", "source"))
+    for both, alone in itertools.islice(zip(*streams, strict=True), 6):
+        assert torch.equal(alone.source, both.source)
+        expected = vocabulary.encode([pairs[row][1] for row in alone.indices])
+        assert [[piece for piece in row if piece > EOS] for row in alone.target.tolist()] == expected
 
 
 def test_no_more_is_read_and_held_than_the_buffer(vocabulary):

@@ -38,6 +38,7 @@ IMPOSSIBLE = {
         "character_coverage": [0.0, 1.5, nan],
         "normalization": ["nfc"],
         "sampling": [-0.1, 1.0, nan],
+        "sampled": ["target"],
         "renew": ["all"],
     },
     ("model", RNNsearchConfig): {

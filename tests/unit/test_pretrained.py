@@ -275,4 +275,6 @@ def test_a_run_keeps_the_tokenizer_and_the_settings(case: Case, tmp_path: Path) 
     assert done.loaded and not (done.reset or done.ignored or done.rows)
     lines = list(done.lines())
     assert lines[0].startswith("loaded all weights and vocabularies of m: ")
-    assert lines[1].endswith("ignored: data.vocabulary but for its sampling and section model") and len(lines) == 2
+    assert (
+        lines[1].endswith("ignored: data.vocabulary but for sampling and sampled and section model") and len(lines) == 2
+    )

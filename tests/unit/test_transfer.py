@@ -55,7 +55,7 @@ def test_an_equal_model_is_taken_whole(shape):
     assert not (done.rows or done.reset or done.ignored or done.settings or list(done.warnings()))
     first, last = done.lines()
     assert first.startswith("loaded all weights and vocabularies of m (dev BLEU 12.35): ")
-    assert last.endswith("ignored: data.vocabulary but for its sampling")
+    assert last.endswith("ignored: data.vocabulary but for sampling and sampled")
 
 
 @pytest.mark.parametrize("tied", ["none", "output", "all"])
