@@ -85,11 +85,12 @@ class Cluster:
                     logging_level=logging.CRITICAL,
                     **({} if self._address else here),
                 )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:
+            # Whatever it is: a daemon that is late, on a machine with much to do, is a bare Exception to Ray.
             where = "was found" if self._address == "auto" else f"answers at {self._address}"
             what = f"no Ray cluster {where}" if self._address else "Ray cannot start here"
-            remedy = "; start one by ray start --head, or give its address" if self._address else ""
-            raise UserError(f"{what} ({str(error).strip().splitlines()[0].rstrip('.')}){remedy}") from None
+            remedy = "start one by ray start --head, or give its address" if self._address else "give --engine local"
+            raise UserError(f"{what} ({_cause(error)}); {remedy}") from None
         try:
             self._actors = self._place(ray.nodes())
         except BaseException:
@@ -274,11 +275,16 @@ def _explained() -> Iterator[None]:
     except RayError as error:
         if isinstance(error, RayTaskError):
             raise
-        cause = str(error).strip().splitlines()[0].rstrip(".:")
         raise UserError(
-            f"an actor died {_ATTEMPTS} times in a row, perhaps for want of memory ({type(error).__name__}: {cause}); "
-            "give fewer --processes, or a smaller --batch_tokens"
+            f"an actor died {_ATTEMPTS} times in a row, perhaps for want of memory ({type(error).__name__}: "
+            f"{_cause(error)}); give fewer --processes, or a smaller --batch_tokens"
         ) from None
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what an error says, or its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__
 
 
 class _Listener(logging.Handler):
