@@ -1,7 +1,9 @@
 """Ray on two nodes of this machine: the bytes of one process, whatever is killed on the way."""
 
+import gzip
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from tests.unit.runs import make_config
 # Before it is imported; what it would print is not to be told apart from what nmt prints.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,7 @@ def address():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", str(ROOT))
         nodes = Nodes()
         for _ in range(2):
@@ -110,6 +113,35 @@ def test_a_driver_that_is_stopped_leaves_a_part(finished_run, text, address, tmp
     assert not found.exists() and (tmp_path / "two.part").read_bytes().count(b"\n") == 10
     run(*words, "--resume")
     assert found.read_bytes() == (tmp_path / "one").read_bytes()
+
+
+def test_odd_texts_end_as_in_one_process(finished_run, address, tmp_path, monkeypatch, capsys):
+    """The same files, the same code, the same last words: also of a text that breaks off."""
+    texts = {
+        "empty": b"",
+        "line": b"a b",
+        "packed.gz": gzip.compress(b"a b\nb a\n\n"),
+        "latin": b"a b\n" * 5 + b"\xe9\n" + b"a b\n",
+        "cut.gz": gzip.compress(random.Random(1).randbytes(2000).hex().encode() + b"\n" * 3)[:-900],
+    }
+    found = []
+    for engine, words in {"local": [], "ray": ["--engine", "ray", "--address", address]}.items():
+        (tmp_path / engine).mkdir()
+        monkeypatch.chdir(tmp_path / engine)
+        told = {}
+        for name, content in texts.items():
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(SystemExit) as ended:
+                cli.main(["translate", str(finished_run), str(tmp_path / name), "-o", f"{name}.out", "--buffer", "2",
+                          "--device", "cpu", *words])  # fmt: skip
+            told[name] = (
+                ended.value.code or 0,
+                [line for line in capsys.readouterr().err.splitlines() if "nmt:" in line],
+            )
+        found.append((told, {path.name: path.read_bytes() for path in (tmp_path / engine).iterdir()}))
+    assert found[0] == found[1]
+    assert {name: code for name, (code, _) in found[1][0].items() if code} == {"latin": 2, "cut.gz": 2}
+    assert "5 lines are kept in latin.out.part" in found[1][0]["latin"][1][0]
 
 
 def test_a_prepared_corpus_is_that_of_one_process(small_corpus, tmp_path, address, monkeypatch):
