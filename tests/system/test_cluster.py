@@ -1,13 +1,12 @@
 """Ray on two nodes of this machine: the bytes of one process, whatever is killed on the way."""
 
 import gzip
-import logging
 import os
 import random
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from nmt.config_file import write_config
 from nmt.errors import UserError
 from nmt.files.part import Part
 from tests import ROOT
+from tests.system.parts import die_at_three, odd
 from tests.unit.runs import make_config
 
 # Before it is imported; what it would print is not to be told apart from what nmt prints.
@@ -155,31 +155,15 @@ def test_a_prepared_corpus_is_that_of_one_process(small_corpus, tmp_path, addres
     assert len(caches[0]) == 3 and caches[0] == caches[1]
 
 
-def odd(number: int) -> int:
-    """What becomes of a part: the first are slow, 7 is refused."""
-    time.sleep(0.3 / (1 + number))
-    logging.getLogger("nmt.test").warning("part %d", number)
-    if number == 7:
-        raise UserError("seven is odd")
-    return number**2
-
-
-def die_at_three(number: int) -> int:
-    """What becomes of a part; the fourth takes its actor with it."""
-    if number == 3:
-        os._exit(1)
-    return number
-
-
-def test_a_part_at_which_each_actor_dies_ends_the_command(address):
+def test_a_part_at_which_each_actor_dies_ends_the_command(address, tmp_path):
     from nmt.cluster import Cluster
 
     found = []
     with Cluster(address) as cluster:
         with pytest.raises(UserError, match=r"an actor died 4 times in a row, .*give fewer --processes"):
-            for number in cluster.map_in_order(die_at_three, range(6)):
+            for number in cluster.map_in_order(partial(die_at_three, str(tmp_path / "deaths")), range(6)):
                 found.append(number)
-        assert found == [0, 1, 2]
+        assert found == [0, 1, 2] and (tmp_path / "deaths").read_bytes() == b"...."
         assert list(cluster.map_in_order(odd, range(3))) == [0, 1, 4], "the cluster is of use to others"
 
 
