@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--copies", type=int, default=2, help="of dev and test, which are translated")
     parser.add_argument("--train_copies", type=int, default=20, help="of train, which is encoded")
+    parser.add_argument("--beam_size", type=int, default=5)
     parser.add_argument("--buffer", type=int, default=256, help="lines of a block")
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
@@ -129,14 +130,15 @@ def main() -> None:
         f"--engine ray --processes {chosen.processes}": ["--engine", "ray", *several],
     }
     print(describe())
-    print(f"          ray {version('ray')}; {len(lines):,} lines in blocks of {chosen.buffer}; "
+    print(f"          ray {version('ray')}; {len(lines):,} lines in blocks of {chosen.buffer}, beam {chosen.beam_size}; "
           f"{len(train) * chosen.train_copies:,} pairs; {chosen.rounds} round(s)")  # fmt: skip
     for task, text in {"translate": "lines", "translate one line": "line"}.items():
         commands = {}
         for number, (name, words) in enumerate(systems.items()):
             output = folder / f"translated_{number}"
             fixed = ["translate", str(model), str(folder / text), "-o", str(output), "--device", "cpu"]
-            commands[name] = [*fixed, "--buffer", str(chosen.buffer), *words], output
+            search = ["--buffer", str(chosen.buffer), "--beam_size", str(chosen.beam_size)]
+            commands[name] = [*fixed, *search, *words], output
         measure(task, commands, chosen.rounds, log)
     commands = {}
     for number, (name, words) in enumerate(systems.items()):
