@@ -130,7 +130,8 @@ def main() -> None:
         f"--engine ray --processes {chosen.processes}": ["--engine", "ray", *several],
     }
     print(describe())
-    print(f"          ray {version('ray')}; {len(lines):,} lines in blocks of {chosen.buffer}, beam {chosen.beam_size}; "
+    print(f"          ray {version('ray')}, {len(os.sched_getaffinity(0))} core(s); {len(lines):,} lines in blocks of "
+          f"{chosen.buffer}, beam {chosen.beam_size}; "
           f"{len(train) * chosen.train_copies:,} pairs; {chosen.rounds} round(s)")  # fmt: skip
     for task, text in {"translate": "lines", "translate one line": "line"}.items():
         commands = {}
