@@ -78,8 +78,9 @@ def measure(task: str, commands: dict[str, tuple[list[str], Path]], rounds: int,
     for _ in range(rounds):
         expected = None
         for name, (words, written) in commands.items():
-            shutil.rmtree(written, ignore_errors=True)
-            written.unlink(missing_ok=True)
+            # Also what a call that was stopped has left.
+            for old in written.parent.glob(f"{written.name}*"):
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
             costs[name].append(call(words, log))
             files = sorted(written.iterdir()) if written.is_dir() else [written]
             found = [file.read_bytes() for file in files]
