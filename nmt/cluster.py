@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import pickle
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -37,6 +38,8 @@ _VARIABLES = {
     # Of a cluster that starts here: its actors are the command, and not to wait for everything else (Ray's is 15).
     "RAY_worker_niceness": "0",
 }
+_PATIENCE = 10.0
+"""Seconds until a machine that does not answer is not there."""
 _ATTEMPTS = 4
 """Deaths of an actor at one part after which it is the part's fault."""
 
@@ -49,12 +52,13 @@ class Cluster:
 
         Args:
             address: HOST:PORT of the head of a cluster that this machine belongs to, or "auto" for the one that was
-                started here; None: a new one.
+                started here; None, or Ray's word for it, "local": a new one.
             actors: processes that compute; None: as many as the cluster has room for.
             threads: CPUs of each.
             gpus: GPUs of each.
         """
-        self._address, self._actors, self._threads, self._gpus = address, actors, threads, gpus
+        self._address = None if address == "local" else address
+        self._actors, self._threads, self._gpus = actors, threads, gpus
         self._begun: list[Generator[Any, None, None]] = []
 
     def __enter__(self) -> "Cluster":
@@ -76,6 +80,8 @@ class Cluster:
         except ImportError:
             raise UserError("engine ray is not installed; pip install 'nmt[cluster]'") from None
         _hush()
+        if self._address is not None and self._address != "auto":
+            _reach(self._address)
         here: dict[str, Any] = {"include_dashboard": False}
         if self._actors is not None:
             here.update(num_cpus=self._actors * self._threads)
@@ -307,6 +313,24 @@ def _listening() -> Iterator[list[str]]:
         yield listener.told
     finally:
         logging.getLogger("nmt").removeHandler(listener)
+
+
+def _reach(address: str) -> None:
+    """Looks whether anything listens there, for Ray would try for minutes.
+
+    Raises:
+        UserError: it is no address, or nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"address is {address}; give HOST:PORT of the head of a Ray cluster, or auto on its machines")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"no Ray cluster answers at {address} ({cause}); start one by ray start --head, or give its address"
+        ) from None
 
 
 def _hush() -> None:

@@ -1,5 +1,6 @@
 """What `--engine` refuses and how it says so, without Ray; with it see tests/system/test_cluster.py."""
 
+import socket
 import sys
 from types import ModuleType
 
@@ -25,6 +26,16 @@ def refusal(capsys, *words) -> str:
 def text(tmp_path):
     (tmp_path / "text").write_text("a\n")
     return tmp_path / "text"
+
+
+@pytest.fixture
+def fake_ray(monkeypatch):
+    """In the place of ray; without anything that could be called."""
+    ray = ModuleType("ray")
+    ray.data = ModuleType("ray.data")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.data", ray.data)
+    return ray
 
 
 @pytest.mark.parametrize(
@@ -68,19 +79,33 @@ def test_without_ray_the_extra_is_named(finished_run, small_corpus, text, tmp_pa
          "Ray cannot start here (The current node timed out); give --engine local"),
         (None, OSError(), "Ray cannot start here (OSError); give --engine local"),
         ("auto", ConnectionError("None is there."), "no Ray cluster was found (None is there); start one by ray start"),
-        ("a:1", RuntimeError("Version mismatch:"), "no Ray cluster answers at a:1 (Version mismatch); start one by"),
+        ("here", RuntimeError("Version mismatch:"), "no Ray cluster answers at HERE (Version mismatch); start one by"),
     ],
 )  # fmt: skip
-def test_whatever_keeps_ray_from_starting_is_one_line(monkeypatch, address, error, said):
+def test_whatever_keeps_ray_from_starting_is_one_line(fake_ray, address, error, said):
     """Ray's kinds of error are many; a daemon that is late is a bare Exception."""
 
     def init(*args, **options):
         raise error
 
-    ray = ModuleType("ray")
-    ray.init, ray.data = init, ModuleType("ray.data")
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setitem(sys.modules, "ray.data", ray.data)
-    with pytest.raises(UserError) as told:
+    fake_ray.init = init
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        here = f"127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(UserError) as told:
+            Cluster(here if address == "here" else address).__enter__()
+    assert str(told.value).startswith(said.replace("HERE", here))
+
+
+def test_an_address_where_nothing_listens_is_not_tried_for_minutes(fake_ray):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+    with pytest.raises(UserError, match=rf"no Ray cluster answers at {address} \(Connection refused\); start one by"):
         Cluster(address).__enter__()
-    assert str(told.value).startswith(said)
+    with pytest.raises(UserError, match="no Ray cluster answers at 127.0.0.1:70000"):
+        Cluster("127.0.0.1:70000").__enter__()
+
+
+@pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:port"])
+def test_what_is_no_address_is_refused(fake_ray, address):
+    with pytest.raises(UserError, match=f"address is {address}; give HOST:PORT of the head of a Ray cluster, or auto"):
+        Cluster(address).__enter__()
