@@ -336,6 +336,8 @@ def _reach(address: str) -> None:
 def _hush() -> None:
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Of fewer parts than actors, say, which a short text has.
+    warnings.filterwarnings("ignore", module=r"ray\.")
 
 
 @contextlib.contextmanager
