@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import pickle
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -27,14 +28,18 @@ logger = logging.getLogger(__name__)
 _Part = TypeVar("_Part")
 _Result = TypeVar("_Result")
 
-_QUIET = {
+_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # What its daemons tell would be printed to standard output, where translations may go.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # A thread that is late would start a cluster of its own.
     "RAY_ENABLE_AUTO_CONNECT": "0",
+    # Of a cluster that starts here: its actors are the command, and not to wait for everything else (Ray's is 15).
+    "RAY_worker_niceness": "0",
 }
+_PATIENCE = 10.0
+"""Seconds until a machine that does not answer is not there."""
 _ATTEMPTS = 4
 """Deaths of an actor at one part after which it is the part's fault."""
 
@@ -47,12 +52,13 @@ class Cluster:
 
         Args:
             address: HOST:PORT of the head of a cluster that this machine belongs to, or "auto" for the one that was
-                started here; None: a new one.
+                started here; None, or Ray's word for it, "local": a new one.
             actors: processes that compute; None: as many as the cluster has room for.
             threads: CPUs of each.
             gpus: GPUs of each.
         """
-        self._address, self._actors, self._threads, self._gpus = address, actors, threads, gpus
+        self._address = None if address == "local" else address
+        self._actors, self._threads, self._gpus = actors, threads, gpus
         self._begun: list[Generator[Any, None, None]] = []
 
     def __enter__(self) -> "Cluster":
@@ -66,7 +72,7 @@ class Cluster:
                 f"address is {self._address}, but the text is read and written by a machine of the cluster: call this "
                 "there, with --address auto"
             )
-        for name, value in _QUIET.items():
+        for name, value in _VARIABLES.items():
             os.environ.setdefault(name, value)
         try:
             import ray
@@ -74,6 +80,8 @@ class Cluster:
         except ImportError:
             raise UserError("engine ray is not installed; pip install 'nmt[cluster]'") from None
         _hush()
+        if self._address is not None and self._address != "auto":
+            _reach(self._address)
         here: dict[str, Any] = {"include_dashboard": False}
         if self._actors is not None:
             here.update(num_cpus=self._actors * self._threads)
@@ -85,11 +93,12 @@ class Cluster:
                     logging_level=logging.CRITICAL,
                     **({} if self._address else here),
                 )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:
+            # Whatever it is: a daemon that is late, on a machine with much to do, is a bare Exception to Ray.
             where = "was found" if self._address == "auto" else f"answers at {self._address}"
             what = f"no Ray cluster {where}" if self._address else "Ray cannot start here"
-            remedy = "; start one by ray start --head, or give its address" if self._address else ""
-            raise UserError(f"{what} ({str(error).strip().splitlines()[0].rstrip('.')}){remedy}") from None
+            remedy = "start one by ray start --head, or give its address" if self._address else "give --engine local"
+            raise UserError(f"{what} ({_cause(error)}); {remedy}") from None
         try:
             self._actors = self._place(ray.nodes())
         except BaseException:
@@ -274,11 +283,16 @@ def _explained() -> Iterator[None]:
     except RayError as error:
         if isinstance(error, RayTaskError):
             raise
-        cause = str(error).strip().splitlines()[0].rstrip(".:")
         raise UserError(
-            f"an actor died {_ATTEMPTS} times in a row, perhaps for want of memory ({type(error).__name__}: {cause}); "
-            "give fewer --processes, or a smaller --batch_tokens"
+            f"an actor died {_ATTEMPTS} times in a row, perhaps for want of memory ({type(error).__name__}: "
+            f"{_cause(error)}); give fewer --processes, or a smaller --batch_tokens"
         ) from None
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what an error says, or its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__
 
 
 class _Listener(logging.Handler):
@@ -301,9 +315,29 @@ def _listening() -> Iterator[list[str]]:
         logging.getLogger("nmt").removeHandler(listener)
 
 
+def _reach(address: str) -> None:
+    """Looks whether anything listens there, for Ray would try for minutes.
+
+    Raises:
+        UserError: it is no address, or nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"address is {address}; give HOST:PORT of the head of a Ray cluster, or auto on its machines")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"no Ray cluster answers at {address} ({cause}); start one by ray start --head, or give its address"
+        ) from None
+
+
 def _hush() -> None:
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Of fewer parts than actors, say, which a short text has.
+    warnings.filterwarnings("ignore", module=r"ray\.")
 
 
 @contextlib.contextmanager

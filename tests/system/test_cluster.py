@@ -1,11 +1,12 @@
 """Ray on two nodes of this machine: the bytes of one process, whatever is killed on the way."""
 
-import logging
+import gzip
 import os
+import random
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from nmt.config_file import write_config
 from nmt.errors import UserError
 from nmt.files.part import Part
 from tests import ROOT
+from tests.system.parts import die_at_three, odd
 from tests.unit.runs import make_config
 
 # Before it is imported; what it would print is not to be told apart from what nmt prints.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,7 @@ def address():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", str(ROOT))
         nodes = Nodes()
         for _ in range(2):
@@ -112,6 +115,36 @@ def test_a_driver_that_is_stopped_leaves_a_part(finished_run, text, address, tmp
     assert found.read_bytes() == (tmp_path / "one").read_bytes()
 
 
+def test_odd_texts_end_as_in_one_process(finished_run, address, tmp_path, monkeypatch, capsys, recwarn):
+    """The same files, the same code, the same last words: also of a text that breaks off."""
+    texts = {
+        "empty": b"",
+        "line": b"a b",
+        "packed.gz": gzip.compress(b"a b\nb a\n\n"),
+        "latin": b"a b\n" * 5 + b"\xe9\n" + b"a b\n",
+        "cut.gz": gzip.compress(random.Random(1).randbytes(2000).hex().encode() + b"\n" * 3)[:-900],
+    }
+    found = []
+    for engine, words in {"local": [], "ray": ["--engine", "ray", "--address", address]}.items():
+        (tmp_path / engine).mkdir()
+        monkeypatch.chdir(tmp_path / engine)
+        told = {}
+        for name, content in texts.items():
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(SystemExit) as ended:
+                cli.main(["translate", str(finished_run), str(tmp_path / name), "-o", f"{name}.out", "--buffer", "2",
+                          "--device", "cpu", *words])  # fmt: skip
+            told[name] = (
+                ended.value.code or 0,
+                [line for line in capsys.readouterr().err.splitlines() if "nmt:" in line],
+            )
+        found.append((told, {path.name: path.read_bytes() for path in (tmp_path / engine).iterdir()}))
+    assert found[0] == found[1]
+    assert not [warning for warning in recwarn if "concurrent actors" in str(warning.message)], "Ray is quiet"
+    assert {name: code for name, (code, _) in found[1][0].items() if code} == {"latin": 2, "cut.gz": 2}
+    assert "5 lines are kept in latin.out.part" in found[1][0]["latin"][1][0]
+
+
 def test_a_prepared_corpus_is_that_of_one_process(small_corpus, tmp_path, address, monkeypatch):
     monkeypatch.setattr("nmt.encoding._CHUNK", 7)
     caches = []
@@ -123,31 +156,15 @@ def test_a_prepared_corpus_is_that_of_one_process(small_corpus, tmp_path, addres
     assert len(caches[0]) == 3 and caches[0] == caches[1]
 
 
-def odd(number: int) -> int:
-    """What becomes of a part: the first are slow, 7 is refused."""
-    time.sleep(0.3 / (1 + number))
-    logging.getLogger("nmt.test").warning("part %d", number)
-    if number == 7:
-        raise UserError("seven is odd")
-    return number**2
-
-
-def die_at_three(number: int) -> int:
-    """What becomes of a part; the fourth takes its actor with it."""
-    if number == 3:
-        os._exit(1)
-    return number
-
-
-def test_a_part_at_which_each_actor_dies_ends_the_command(address):
+def test_a_part_at_which_each_actor_dies_ends_the_command(address, tmp_path):
     from nmt.cluster import Cluster
 
     found = []
     with Cluster(address) as cluster:
         with pytest.raises(UserError, match=r"an actor died 4 times in a row, .*give fewer --processes"):
-            for number in cluster.map_in_order(die_at_three, range(6)):
+            for number in cluster.map_in_order(partial(die_at_three, str(tmp_path / "deaths")), range(6)):
                 found.append(number)
-        assert found == [0, 1, 2]
+        assert found == [0, 1, 2] and (tmp_path / "deaths").read_bytes() == b"...."
         assert list(cluster.map_in_order(odd, range(3))) == [0, 1, 4], "the cluster is of use to others"
 
 
