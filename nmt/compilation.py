@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_BACKEND = "inductor"
 # Of one region: dtypes, one or several slots, autocast, ...
 _VARIANTS = 64
 
@@ -71,7 +72,7 @@ class Region(Generic[_P, _R]):
         from torch._dynamo.utils import counters
 
         if self._compiled is None:
-            self._compiled = torch.compile(self.function, dynamic=True, fullgraph=True)
+            self._compiled = torch.compile(self.function, backend=_BACKEND, dynamic=True, fullgraph=True)
         before, began = counters["stats"]["unique_graphs"], time.perf_counter()
         try:
             result: _R = self._compiled(*args, **kwargs)
@@ -167,8 +168,8 @@ def compile_seconds() -> float:
 
 def _failure(error: BaseException) -> UserError:
     return UserError(
-        f"trainer.compile is true, but torch.compile fails here: {_cause(error)}; install a C++ compiler (g++; CXX names "
-        "another) with the headers of Python, for a GPU also Triton, or give --trainer.compile false"
+        f"trainer.compile is true, but torch.compile fails here: {_cause(error)}; install a C++ compiler (g++; CXX "
+        "names another) with the headers of Python, for a GPU also Triton, or give --trainer.compile false"
     )
 
 

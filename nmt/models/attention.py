@@ -148,8 +148,8 @@ class _Attend(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.sums, ctx.dtype = sums, query.dtype
         with torch.autocast(keys.device.type, enabled=False):
-            asked, attention = _attend(query, keys[: len(query)], mask, weight)
-            context = torch.bmm(attention.to(values.dtype), values[: len(query)])
+            asked, energy = _ask(query, keys[: len(query)], weight)
+            context, attention = average(energy, values[: len(query)], mask)
         ctx.save_for_backward(asked, keys, values, attention, weight)
         return context, attention
 
@@ -168,8 +168,8 @@ class _Attend(torch.autograd.Function):
         if sums.keys is None:
             sums.keys, sums.weight = torch.zeros_like(keys), weight
         rows = slice(len(asked))
-        given = of_attention, attention, asked, keys[rows], weight
-        of_query, of_weight = _attend_backward(*given, sums.keys[rows])
+        of_energy = attention * (of_attention - (attention * of_attention).sum(dim=2, keepdim=True))
+        of_query, of_weight = _ask_backward(of_energy, asked, keys[rows], weight, sums.keys[rows])
         return None, of_query.to(ctx.dtype), None, None, None, of_weight
 
 
@@ -205,22 +205,6 @@ def _ask(query: Tensor, keys: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The powers of the queries, and the energies."""
     asked = powers(query)
     return asked, _energies(asked, keys, weight)
-
-
-@region
-def _attend(query: Tensor, keys: Tensor, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The powers of the queries, and the attention."""
-    asked = powers(query)
-    return asked, _normalise(_energies(asked, keys, weight), mask)
-
-
-@region
-def _attend_backward(
-    of_attention: Tensor, attention: Tensor, asked: Tensor, keys: Tensor, weight: Tensor, of_keys: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What `_energies_backward` gives and adds to."""
-    of_energy = attention * (of_attention - (attention * of_attention).sum(dim=2, keepdim=True))
-    return _energies_backward(of_energy, asked, keys, weight, of_keys)
 
 
 def _energies(asked: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
@@ -301,9 +285,5 @@ class ProductAttention(nn.Module):
 
 def average(energy: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Context and attention of energies (batch, slots, source length)."""
-    attention = _normalise(energy, mask)
+    attention = energy.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(dim=2)
     return torch.bmm(attention.to(values.dtype), values), attention
-
-
-def _normalise(energy: Tensor, mask: Tensor) -> Tensor:
-    return energy.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(dim=2)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nmt.compilation import region
 from nmt.models.elementary import fast_tanh, tanh_
 
 
@@ -20,10 +19,10 @@ def run_cell(inputs: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]) -> tu
     Returns:
         the new state.
     """
-    if len(state) == 1 and torch.is_grad_enabled():
-        return (_GRU.apply(inputs, recurrent, state[0]),)
     inputs, recurrent = inputs.to(state[0].dtype), recurrent.to(state[0].dtype)  # autocast may have changed one
     if len(state) == 1:
+        if torch.is_grad_enabled():
+            return (_GRU.apply(inputs, recurrent, state[0]),)
         return run_gru_cell(inputs, recurrent, state[0])[:1]
     entering, forget, proposal, leaving = (inputs + recurrent).chunk(4, dim=-1)
     tanh = torch.tanh if torch.is_grad_enabled() else fast_tanh
@@ -54,56 +53,29 @@ def differentiate_gru_cell(
     as gradients of what sigmoid and tanh take. Torch's own operations fill and join a tensor for each part.
 
     Args:
-        of_inputs, of_recurrent: where these gradients go; they may be narrower.
+        of_inputs, of_recurrent: where these gradients go.
 
     Returns:
         the gradient of the state, but for what comes through `recurrent`.
     """
-    compiling = torch.compiler.is_compiling()
+    hidden = state.shape[-1]
     reset, keep = gates.chunk(2, dim=-1)
-    fed = fed.to(state.dtype)
     of_state = grad * keep
-    parts: tuple[Tensor | None, ...] = (None, None, None)
-    if of_inputs.dtype == state.dtype and not compiling:  # at once in their places
-        parts = of_inputs.chunk(3, dim=-1)
-    slopes = torch.addcmul(gates, gates, gates, value=-1).chunk(2, dim=-1)
-    of_new = torch.sub(grad, of_state, out=parts[2])
+    of_reset, of_keep, of_new = of_inputs.chunk(3, dim=-1)
+    torch.sub(grad, of_state, out=of_new)
     of_new.addcmul_(of_new * new, new, value=-1)
-    of_reset = torch.mul(of_new, fed, out=parts[0]).mul_(slopes[0])
-    of_keep = torch.sub(state, new, out=parts[1]).mul_(grad).mul_(slopes[1])
-    if compiling:  # one loop over each result
-        of_inputs.copy_(torch.cat([of_reset, of_keep, of_new], dim=-1))
-        of_recurrent.copy_(torch.cat([of_reset, of_keep, of_new * reset], dim=-1))
-        return of_state
-    if parts[0] is None:
-        for part, place in zip((of_reset, of_keep, of_new), of_inputs.chunk(3, dim=-1), strict=True):
-            place.copy_(part)
-    for part, place in zip((of_reset, of_keep, of_new * reset), of_recurrent.chunk(3, dim=-1), strict=True):
-        place.copy_(part)
+    torch.mul(of_new, fed, out=of_reset)
+    torch.sub(state, new, out=of_keep).mul_(grad)
+    of_inputs[..., : 2 * hidden] *= torch.addcmul(gates, gates, gates, value=-1)
+    of_recurrent.copy_(of_inputs)
+    of_recurrent[..., 2 * hidden :] *= reset
     return of_state
 
 
-@region
-def _move(inputs: Tensor, recurrent: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return run_gru_cell(inputs.to(state.dtype), recurrent.to(state.dtype), state)
-
-
-@region
-def _move_back(
-    grad: Tensor, recurrent: Tensor, state: Tensor, gates: Tensor, new: Tensor, of_inputs: Tensor, of_recurrent: Tensor
-) -> Tensor:
-    """Writes to the last two."""
-    fed = recurrent[..., 2 * state.shape[-1] :]
-    return differentiate_gru_cell(grad, fed, state, gates, new, of_inputs, of_recurrent)
-
-
 class _GRU(torch.autograd.Function):
-    """Of what the input and the state give in the precision of autocast."""
-
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, recurrent: Tensor, state: Tensor) -> Tensor:
-        result, gates, new = _move(inputs, recurrent, state)
-        ctx.kind = inputs.dtype
+        result, gates, new = run_gru_cell(inputs, recurrent, state)
         ctx.save_for_backward(recurrent, state, gates, new)
         return result
 
@@ -111,5 +83,6 @@ class _GRU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         recurrent, state, gates, new = ctx.saved_tensors
-        of_inputs, of_recurrent = torch.empty_like(recurrent, dtype=ctx.kind), torch.empty_like(recurrent)
-        return of_inputs, of_recurrent, _move_back(grad, recurrent, state, gates, new, of_inputs, of_recurrent)
+        of_inputs, of_recurrent = torch.empty_like(recurrent), torch.empty_like(recurrent)
+        fed = recurrent[..., 2 * state.shape[-1] :]
+        return of_inputs, of_recurrent, differentiate_gru_cell(grad, fed, state, gates, new, of_inputs, of_recurrent)

@@ -16,7 +16,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
-from nmt.compilation import region
 from nmt.models.cells import differentiate_gru_cell, run_cell, run_gru_cell
 from nmt.models.dropout import dropout
 from nmt.models.steps import StepLinear
@@ -99,23 +98,6 @@ class _Walk:
         return [outputs[place][left:] for place, rows, left in steps if rows > left]
 
 
-@region
-def _move(
-    inputs: Tensor, recurrent: Tensor, before: Tensor, after: Tensor, gates: Tensor, new: Tensor, fed: Tensor
-) -> None:
-    """Writes what `run_gru_cell` gives to the next three, and what the state gives to the proposal to the last."""
-    inputs, recurrent = inputs.to(before.dtype), recurrent.to(before.dtype)
-    fed.copy_(recurrent[:, 2 * before.shape[1] :])
-    if not torch.compiler.is_compiling():
-        run_gru_cell(inputs, recurrent, before, (after, gates, new))
-        return
-    for place, part in zip((after, gates, new), run_gru_cell(inputs, recurrent, before), strict=True):
-        place.copy_(part)
-
-
-_move_back = region(differentiate_gru_cell)
-
-
 class _GRULayer(torch.autograd.Function):
     """Products in the precision of autocast, states and what is made of them in that of the first state."""
 
@@ -137,9 +119,10 @@ class _GRULayer(torch.autograd.Function):
             torch.cat([state[:rows], first[len(state) : rows]], out=before[place])
             if multiplied is not before:
                 multiplied[place].copy_(before[place])
-            recurrent = linear(multiplied[place], weight, bias)
-            state = outputs[place]
-            _move(inputs[place], recurrent, before[place], state, gates[place], new[place], fed[place])
+            recurrent = linear(multiplied[place], weight, bias).to(first.dtype)
+            out = outputs[place], gates[place], new[place]
+            state = run_gru_cell(inputs[place].to(first.dtype), recurrent, before[place], out)[0]
+            fed[place].copy_(recurrent[:, 2 * hidden :])
         ctx.walk = walk
         ctx.save_for_backward(before, multiplied, fed, gates, new, weight)
         return outputs, torch.cat(walk.last(outputs))
@@ -158,13 +141,18 @@ class _GRULayer(torch.autograd.Function):
         of_inputs = before.new_empty(len(before), 3 * hidden, dtype=ctx.dtypes[0])
         of_recurrent = before.new_empty(len(before), 3 * hidden, dtype=weight.dtype)
         entered: list[Tensor] = []
-        of_state = None
+        of_state, plain = None, of_inputs.dtype == of_recurrent.dtype == before.dtype
+        spare = before.new_empty(2, max(walk.rows), 3 * hidden)
         for number in range(len(walk.rows) - 1, -1, -1):
             place, grad = walk.places[number], of_outputs[walk.places[number]]
             if of_state is not None:
                 grad[: len(of_state)] += of_state[: len(grad)]
             out = of_inputs[place], of_recurrent[place]
-            of_state = _move_back(grad, fed[place], before[place], gates[place], new[place], *out)
+            wide = out if plain else tuple(part[: len(grad)] for part in spare)
+            of_state = differentiate_gru_cell(grad, fed[place], before[place], gates[place], new[place], *wide)
+            if not plain:
+                for part, result in zip(out, wide, strict=True):
+                    part.copy_(result)
             of_state += out[1] @ weight
             known = walk.rows[number - 1] if number else 0
             if len(of_state) > known:

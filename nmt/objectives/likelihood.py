@@ -143,9 +143,11 @@ class _LayerLogLikelihood(torch.autograd.Function):
                 found = logits[own - block.start, ids].to(wide) + b[ids]
                 factor = torch.empty_like(total[block])
                 parts = (logits, *(whole[block] for whole in (total, largest, summed)), factor)
-                rows_at_once = len(logits) if _exponentiate.compiles else few
+                # Of one dtype there are no casts to save: as it is it takes no longer.
+                exponentiate = _exponentiate if dtype != wide else _exponentiate.function
+                rows_at_once = len(logits) if dtype != wide and _exponentiate.compiles else few
                 for part, count, most, sums, share in zip(*(each.split(rows_at_once) for each in parts), strict=True):
-                    powers = _exponentiate(part, b, count, most, sums, share)
+                    powers = exponentiate(part, b, count, most, sums, share)
                     if of_b is not None:
                         for some, factors in zip(powers.split(few), share.split(few), strict=True):
                             of_b.addmv_(some.to(wide).t(), factors, alpha=-1)
@@ -195,7 +197,7 @@ class _LayerLogLikelihood(torch.autograd.Function):
 def _exponentiate(
     logits: Tensor, bias: Tensor, count: Tensor, largest: Tensor, summed: Tensor, factor: Tensor
 ) -> Tensor:
-    """exp(x - max x) of the logits x (rows, vocabulary), biases added, in their place, and as they were before they were
+    """exp(x - max x) of the logits x (rows, vocabulary), biases added, in their place; and the same before it was
     rounded, where that is known.
 
     Args:
