@@ -3,6 +3,7 @@
 import logging
 import shutil
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_dropout_compiled_draws_and_drops_the_same():
 
 
 @compiles
-@pytest.mark.parametrize("few", [1, 10**6])
+@pytest.mark.parametrize("few", [25, 10**6])
 def test_likelihood_compiled_in_bfloat16_is_near_that_of_float32(monkeypatch, few):
     monkeypatch.setitem(sys.modules["nmt.objectives.likelihood"]._LOGITS, "cpu", (few, few))
     torch.manual_seed(0)
@@ -136,9 +137,11 @@ def test_what_does_not_compile_ends_a_run_only_before_it_has_begun(traced, caplo
 def no_compiler(monkeypatch, tmp_path):
     import torch._inductor.config
 
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (str(tmp_path / "none" / "g++"),))
+    config: Any = torch._inductor.config
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     torch._dynamo.reset()
+    with config.patch({"cpp.cxx": (str(tmp_path / "none" / "g++"),)}):
+        yield
 
 
 def test_no_compiler_is_told_before_anything_is_written(no_compiler, tmp_path, capsys, monkeypatch):
@@ -154,7 +157,8 @@ def test_no_compiler_is_told_before_anything_is_written(no_compiler, tmp_path, c
         cli.main(["train", *files, "--run", "run", "--trainer.compile", "true", "--trainer.device", "cpu"])
     out, err = capsys.readouterr()
     assert ended.value.code == 2 and out == "" and err.count("\n") == 1, err
-    assert "trainer.compile is true, but torch.compile fails here: " in err and "--trainer.compile false" in err
+    assert "trainer.compile is true, but torch.compile fails here: InvalidCxxCompiler" in err
+    assert "install a C++ compiler" in err and "--trainer.compile false" in err
     assert not (tmp_path / "run").exists()
 
 
@@ -166,7 +170,6 @@ def test_a_compiler_is_proven():
 @pytest.mark.parametrize(
     "options",
     [
-        {"model.readout": "maxout", "model.cell": "lstm"},
         {"trainer.precision": "bf16"},
         {"objective": "soft_beam", "soft_beam.loss": "expected_bleu", "soft_beam.recompute": True},
         {"objective": "soft_beam", "soft_beam.loss": "token"},
@@ -174,13 +177,13 @@ def test_a_compiler_is_proven():
 )
 def test_a_run_with_compiled_regions_is_the_run_without(traced, tmp_path, caplog, recwarn, options):
     corpus = write_corpus(tmp_path / "texts")
-    losses, caplog_before = [], count()
+    losses, before = [], count()
     caplog.set_level(logging.INFO)
     for on in (False, True):
         train_quietly(make_config(tmp_path / str(on), corpus, {**options, "trainer.compile": on}))
         reports = read_journal(tmp_path / str(on) / "metrics.jsonl")
         losses.append([report["loss"] for report in reports if "loss" in report])
-    assert count() > caplog_before and "trainer.compile: " in caplog.text and not caplog.records[0].levelno > 30
+    assert count() > before and "trainer.compile: " in caplog.text
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
     rounding = 2e-2 if "trainer.precision" in options else 1e-4
     torch.testing.assert_close(*map(torch.tensor, losses), rtol=rounding, atol=rounding)
