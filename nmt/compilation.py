@@ -43,7 +43,8 @@ class _Compiler:
 
 
 class Region(Generic[_P, _R]):
-    """A function that runs as it is, or compiled within `compiled_regions`.
+    """A function that runs as it is, or, within `compiled_regions`, compiled and without a gradient: there, its caller is
+    a torch.autograd.Function.
 
     Its first argument is a tensor. One with fewer than two rows is none of a compiler's business: torch makes a variant
     of its own for each dimension of size 1, and there is nothing to gain.
@@ -73,9 +74,11 @@ class Region(Generic[_P, _R]):
 
         if self._compiled is None:
             self._compiled = torch.compile(self.function, backend=_BACKEND, dynamic=True, fullgraph=True)
+        # Not `detach`: whether one requires a gradient, and what it is a view of, would make variants.
+        given = [arg.data if isinstance(arg, torch.Tensor) else arg for arg in args]
         before, began = counters["stats"]["unique_graphs"], time.perf_counter()
         try:
-            result: _R = self._compiled(*args, **kwargs)
+            result: _R = self._compiled(*given, **kwargs)
         except TorchDynamoException as error:
             # Nothing has been written to yet: compiling comes before running.
             if _Compiler.strict:

@@ -23,10 +23,12 @@ def dropout(inputs: Tensor, p: float, training: bool) -> Tensor:
     if not training or p == 0 or inputs.device.type != "cpu":
         return functional.dropout(inputs, p, training)
     bits = torch.empty((inputs.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    drawn = bits.view(torch.int16)[: inputs.numel()].view(inputs.shape)
-    drop = _Drop.apply if _drop.compiles else _drop
-    result: Tensor = drop(inputs, drawn, min(round(p * 2**16), 2**16 - 1) - 2**15, 1 / (1 - p))
-    return result
+    drawn = bits.view(torch.int16)[: inputs.numel()]
+    least, scale = min(round(p * 2**16), 2**16 - 1) - 2**15, 1 / (1 - p)
+    if _drop.compiles:
+        result: Tensor = _Drop.apply(inputs, drawn, least, scale)
+        return result
+    return _drop(inputs, drawn.view(inputs.shape), least, scale)
 
 
 @region
@@ -42,10 +44,12 @@ class _Drop(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, drawn: Tensor, least: int, scale: float) -> Tensor:
         ctx.mask = least, scale
         ctx.save_for_backward(drawn)
-        return _drop(inputs, drawn, least, scale)
+        # One program for any number of dimensions, and for the backward pass.
+        with torch.autocast(inputs.device.type, enabled=False):
+            return _drop(inputs.flatten(), drawn, least, scale).view(inputs.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (drawn,) = ctx.saved_tensors
-        return _drop(grad, drawn, *ctx.mask), None, None, None
+        return _drop(grad.flatten(), drawn, *ctx.mask).view(grad.shape), None, None, None
