@@ -43,8 +43,8 @@ class _Compiler:
 
 
 class Region(Generic[_P, _R]):
-    """A function that runs as it is, or, within `compiled_regions`, compiled and without a gradient: there, its caller is
-    a torch.autograd.Function.
+    """A function that runs as it is, or compiled within `compiled_regions`; then it carries no gradient, which is for a
+    torch.autograd.Function that calls it.
 
     Its first argument is a tensor. One with fewer than two rows is none of a compiler's business: torch makes a variant
     of its own for each dimension of size 1, and there is nothing to gain.
