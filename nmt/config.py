@@ -122,6 +122,9 @@ class TrainerConfig:
     """Updates in a row whose loss or gradient is no number, which end the run. Fewer are skipped and counted."""
     precision: Literal["32", "bf16", "16"] = "32"
     """32: float32; bf16, 16: automatic mixed precision."""
+    compile: bool = False
+    """Whether what stands between the products of a step is compiled by torch.compile, which needs a C++ compiler and,
+    when a run begins, up to a few minutes; what is compiled stays on disk (TORCHINDUCTOR_CACHE_DIR)."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: a GPU when there is one."""
     devices: int = 1

@@ -23,6 +23,7 @@ MAY_CHANGE = {
         "trainer.bad_steps",
         "trainer.profile",
         "trainer.log_every",
+        "trainer.compile",
         "trainer.device",
         "trainer.devices",
         "trainer.threads",

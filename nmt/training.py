@@ -7,6 +7,7 @@ import signal
 import socket
 import warnings
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from nmt.adapters import add_adapters
 from nmt.beam_picture import BeamPicture
-from nmt.budget import settle_budget
+from nmt.budget import Probe, settle_budget
 from nmt.checkpoint import Checkpoint, build_model, describe_architecture, find_model, load_checkpoint
+from nmt.compilation import compile_ahead, compiled_regions, prove_compiler
 from nmt.config import TrainConfig, TrainerConfig
 from nmt.config_file import write_config
 from nmt.data_module import TranslationData
@@ -80,6 +82,9 @@ def _train(
     world = join_world(accelerator(config.trainer))
     device = device_of(config.trainer, world)
     set_threads(config.trainer, world)
+    if config.trainer.compile:
+        with world.prepare():
+            prove_compiler(device)
     if resume:
         with world.prepare():
             if world.is_first:
@@ -106,8 +111,12 @@ def _train(
     if config.objective == "soft_beam":
         callbacks.append(BeamPicture(folder.beam_picture))
     trainer = make_trainer(config, folder, callbacks, updates, WorldStrategy(device, world))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), compiled_regions(config.trainer.compile):
         _silence_lightning()
+        if config.trainer.compile:
+            # One process after the other: the later ones of a host find what the first has compiled.
+            with world.prepare():
+                compile_ahead(partial(rehearse, module, device))
         try:
             with shortage_told(module.describe_work):
                 trainer.fit(module, datamodule=data, ckpt_path=folder.last if resume else None)
@@ -313,6 +322,13 @@ def build_checkpoint(
         "seed": config.seed,
     }
     return Checkpoint(model, data.source_vocabulary, data.target_vocabulary, info)
+
+
+def rehearse(module: TranslationModule, device: torch.device) -> None:
+    """The passes of updates on small batches, which leave the module, on the CPU, as it was."""
+    module.to(device)
+    Probe(module, device)(max(2 * module.data.stream.longest, min(512, module.config.data.batch_tokens)))
+    module.to("cpu")
 
 
 def make_trainer(

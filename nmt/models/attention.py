@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nmt.compilation import region
 from nmt.models.normed import normed_linear
 from nmt.models.steps import step_form
 from nmt.tree import first_rows
@@ -146,9 +147,8 @@ class _Attend(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.sums, ctx.dtype = sums, query.dtype
-        asked = powers(query)
-        energy = _energies(asked, keys[: len(query)], weight)
         with torch.autocast(keys.device.type, enabled=False):
+            asked, energy = _ask(query, keys[: len(query)], weight)
             context, attention = average(energy, values[: len(query)], mask)
         ctx.save_for_backward(asked, keys, values, attention, weight)
         return context, attention
@@ -165,11 +165,11 @@ class _Attend(torch.autograd.Function):
             of_attention = through if of_attention is None else through + of_attention
         if of_attention is None:
             return None, None, None, None, None, None
-        of_energy = attention * (of_attention - (attention * of_attention).sum(dim=2, keepdim=True))
         if sums.keys is None:
             sums.keys, sums.weight = torch.zeros_like(keys), weight
         rows = slice(len(asked))
-        of_query, of_weight = _energies_backward(of_energy, asked, keys[rows], weight, sums.keys[rows])
+        of_energy = attention * (of_attention - (attention * of_attention).sum(dim=2, keepdim=True))
+        of_query, of_weight = _ask_backward(of_energy, asked, keys[rows], weight, sums.keys[rows])
         return None, of_query.to(ctx.dtype), None, None, None, of_weight
 
 
@@ -185,27 +185,36 @@ class _Energies(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
-        asked = powers(query)
         ctx.dtype = query.dtype
+        with torch.autocast(keys.device.type, enabled=False):
+            asked, energies = _ask(query, keys, weight)
         ctx.save_for_backward(keys, asked, weight)
-        return _energies(asked, keys, weight)
+        return energies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         keys, asked, weight = ctx.saved_tensors
         of_keys = torch.zeros_like(keys)
-        of_query, of_weight = _energies_backward(grad, asked, keys, weight, of_keys)
+        of_query, of_weight = _ask_backward(grad, asked, keys, weight, of_keys)
         return of_query.to(ctx.dtype), of_keys.mul_(2 * weight), of_weight
+
+
+@region
+def _ask(query: Tensor, keys: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The powers of the queries, and the energies."""
+    asked = powers(query)
+    return asked, _energies(asked, keys, weight)
 
 
 def _energies(asked: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
     """(batch, slots, source length), of the powers of queries and keys."""
-    result = asked.new_empty(*asked.shape[:2], keys.shape[1])
     weight = -2 * weight.to(asked.dtype)
-    with torch.autocast(keys.device.type, enabled=False):
-        for place, terms, _ in _blocks(asked, keys):
-            result[place] = terms @ weight
+    if torch.compiler.is_compiling():  # there are no terms at once
+        return (_terms(asked, keys) * weight).sum(dim=3)
+    result = asked.new_empty(*asked.shape[:2], keys.shape[1])
+    for place, terms, _ in _blocks(asked, keys):
+        result[place] = terms @ weight
     return result
 
 
@@ -213,19 +222,34 @@ def _energies_backward(
     grad: Tensor, asked: Tensor, keys: Tensor, weight: Tensor, of_keys: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients in the queries and in v; what the one in the keys' powers is 2 v times is added to `of_keys`."""
-    once, twice = torch.empty_like(asked), torch.empty_like(asked)
     grad = grad.to(asked.dtype)
-    for place, terms, spare in _blocks(asked, keys, 1):
-        g = grad[place].unsqueeze(2)
-        squares = torch.mul(terms, terms, out=spare)
-        once[place], twice[place] = (g @ terms).squeeze(2), (g @ squares).squeeze(2)
-        squares.mul_(g.transpose(2, 3))
-        if squares.shape[1] == 1:
-            of_keys[place[0]].addcmul_(squares.squeeze(1), asked[place])
-        else:
-            of_keys[place[0]] += squares.mul_(asked[place].unsqueeze(2)).sum(dim=1)
+    if torch.compiler.is_compiling():
+        terms = _terms(asked, keys)
+        weighed = terms * grad.unsqueeze(3)
+        squares = weighed * terms
+        once, twice = weighed.sum(dim=2), squares.sum(dim=2)
+        of_keys += (squares * asked.unsqueeze(2)).sum(dim=1)
+    else:
+        once, twice = torch.empty_like(asked), torch.empty_like(asked)
+        for place, terms, spare in _blocks(asked, keys, 1):
+            g = grad[place].unsqueeze(2)
+            squares = torch.mul(terms, terms, out=spare)
+            once[place], twice[place] = (g @ terms).squeeze(2), (g @ squares).squeeze(2)
+            squares.mul_(g.transpose(2, 3))
+            if squares.shape[1] == 1:
+                of_keys[place[0]].addcmul_(squares.squeeze(1), asked[place])
+            else:
+                of_keys[place[0]] += squares.mul_(asked[place].unsqueeze(2)).sum(dim=1)
     of_weight = -2 * once.sum(dim=(0, 1)).to(weight.dtype)
     return once.sub_(twice).mul_(4 * weight), of_weight
+
+
+_ask_backward = region(_energies_backward)
+
+
+def _terms(asked: Tensor, keys: Tensor, out: Tensor | None = None) -> Tensor:
+    """u, of some slots and all source positions."""
+    return torch.addcmul(keys.new_ones(()), keys.unsqueeze(1), asked.unsqueeze(2), out=out).reciprocal_()
 
 
 def _blocks(asked: Tensor, keys: Tensor, spare: int = 0) -> Iterator[tuple[tuple[slice, slice], Tensor, Tensor]]:
@@ -235,14 +259,12 @@ def _blocks(asked: Tensor, keys: Tensor, spare: int = 0) -> Iterator[tuple[tuple
     slots = min(asked.shape[1], pairs)
     rows = min(asked.shape[0], max(1, pairs // max(slots, 1)))
     buffer = asked.new_empty(1 + spare, rows * slots, *keys.shape[1:])
-    one = keys.new_ones(())
     for row in range(0, asked.shape[0], max(rows, 1)):
         for slot in range(0, asked.shape[1], max(slots, 1)):
             place = slice(row, row + rows), slice(slot, slot + slots)
             some = asked[place]
             terms, *others = (part[: some.shape[0] * some.shape[1]].unflatten(0, some.shape[:2]) for part in buffer)
-            torch.addcmul(one, keys[place[0]].unsqueeze(1), some.unsqueeze(2), out=terms).reciprocal_()
-            yield place, terms, others[0] if others else terms
+            yield place, _terms(some, keys[place[0]], terms), others[0] if others else terms
 
 
 class ProductAttention(nn.Module):

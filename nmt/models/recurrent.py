@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from nmt.errors import UserError
 from nmt.models.attention import AdditiveAttention, ProductAttention
 from nmt.models.dropout import Dropout
+from nmt.models.elementary import maxout
 from nmt.models.normed import NormedCell, NormedRecurrent, NormedSum
 from nmt.models.recurrence import run_gru
 from nmt.models.seq2seq import Advance, Seq2Seq, node_places, pad_nodes
@@ -398,7 +399,7 @@ class Recurrent(Seq2Seq):
         """The readout (..., readout size) of its inputs."""
         hidden = self.readout(features if self.config.locked else self.dropout(features))
         if self.config.readout == "maxout":
-            return hidden.unflatten(-1, (-1, 2)).amax(dim=-1)
+            return maxout(hidden)
         return torch.tanh(hidden) if self.config.readout == "tanh" else hidden
 
     def _cell(self, cell: nn.Module, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nmt.compilation import region
 from nmt.models.elementary import exp_
 from nmt.models.seq2seq import Seq2Seq
 
@@ -142,15 +143,14 @@ class _LayerLogLikelihood(torch.autograd.Function):
                 found = logits[own - block.start, ids].to(wide) + b[ids]
                 factor = torch.empty_like(total[block])
                 parts = (logits, *(whole[block] for whole in (total, largest, summed)), factor)
-                for part, count, most, sums, share in zip(*(each.split(few) for each in parts), strict=True):
-                    powers = part.add_(b) if dtype == wide else part + b
-                    torch.amax(powers, dim=1, out=most)
-                    torch.sum(exp_(powers.sub_(most.unsqueeze(1))), dim=1, out=sums)
-                    torch.div(count, sums, out=share)
+                # Of one dtype there are no casts to save: as it is it takes no longer.
+                exponentiate = _exponentiate if dtype != wide else _exponentiate.function
+                rows_at_once = len(logits) if dtype != wide and _exponentiate.compiles else few
+                for part, count, most, sums, share in zip(*(each.split(rows_at_once) for each in parts), strict=True):
+                    powers = exponentiate(part, b, count, most, sums, share)
                     if of_b is not None:
-                        of_b.addmv_(powers.t(), share, alpha=-1)
-                    if powers is not part:
-                        part.copy_(powers)
+                        for some, factors in zip(powers.split(few), share.split(few), strict=True):
+                            of_b.addmv_(some.to(wide).t(), factors, alpha=-1)
                 powers, factor = logits, factor.unsqueeze(1)
                 log_summed = summed[block].log()
                 normaliser[block] = largest[block] + log_summed
@@ -191,6 +191,27 @@ class _LayerLogLikelihood(torch.autograd.Function):
             for each, kind in zip((of_inputs, of_weight, of_bias), kinds, strict=True)
         )
         return *found, None, None, None, None, None
+
+
+@region
+def _exponentiate(
+    logits: Tensor, bias: Tensor, count: Tensor, largest: Tensor, summed: Tensor, factor: Tensor
+) -> Tensor:
+    """exp(x - max x) of the logits x (rows, vocabulary), biases added, in their place; and the same before it was
+    rounded, where that is known.
+
+    Args:
+        count: c of `_LayerLogLikelihood`, (rows,).
+        largest, summed, factor: where the maxima, the sums of the powers, and c divided by these go, (rows,) each.
+    """
+    powers = logits.add_(bias) if logits.dtype == bias.dtype else logits + bias
+    largest.copy_(powers.amax(dim=1))
+    summed.copy_(exp_(powers.sub_(largest.unsqueeze(1))).sum(dim=1))
+    factor.copy_(count / summed)
+    if powers is logits:
+        return logits
+    logits.copy_(powers)
+    return logits if torch.compiler.is_compiling() else powers
 
 
 def _blocks(rows: Tensor, count: int, size: int) -> Iterator[tuple[slice, slice]]:

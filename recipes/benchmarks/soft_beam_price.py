@@ -2,7 +2,9 @@
 
 Forward and backward, no optimiser. Time is CPU time on the CPU and wall time on a GPU, the median over rounds in which
 the objectives take turns; memory is the peak above what the model and the batch take. Each objective's ratio is to
-cross-entropy of the same run.
+the first one of the same run, which is cross-entropy unless others are asked for.
+
+With --compile each step is done as it is and with compiled regions (trainer.compile), in turns, and memory is left out.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import torch
 from machine import describe, peak_resident, reset_peak_resident
 
 from nmt.batching import Batch
+from nmt.compilation import compile_seconds, compiled_regions
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.objectives import (
     BSO,
@@ -59,9 +62,11 @@ def batch_of(chosen: argparse.Namespace, seed: int) -> Batch:
     return Batch(*side(), *side(), indices=list(range(chosen.rows)), epoch=0)
 
 
-def step(objective, model, batch) -> None:
+def step(objective, model, batch, bf16: bool) -> None:
     model.zero_grad()
-    objective(model, batch).value.backward()
+    with torch.autocast(batch.source.device.type, torch.bfloat16, enabled=bf16):
+        loss = objective(model, batch).value
+    loss.backward()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -80,6 +85,9 @@ def main() -> None:
         "candidates": 20, "rounds": 5, "threads": 1,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--bf16", action="store_true", help="products in bfloat16")
+    parser.add_argument("--compile", action="store_true", help="with compiled regions, too")
+    parser.add_argument("--objectives", nargs="+", default=OBJECTIVES, choices=OBJECTIVES)
     parser.add_argument("--only", default=None, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -92,27 +100,38 @@ def main() -> None:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            step(make(chosen.only, chosen), model, batches[0])
+            step(make(chosen.only, chosen), model, batches[0], chosen.bf16)
             print((torch.cuda.max_memory_allocated() - before) / 2**20)
         else:
             before = reset_peak_resident()
-            step(make(chosen.only, chosen), model, batches[0])
+            step(make(chosen.only, chosen), model, batches[0], chosen.bf16)
             print((peak_resident() - before) / 2**20)
         return
     print(describe())
     clock = time.perf_counter if device == "cuda" else time.process_time
-    seconds: dict[str, list[float]] = {name: [] for name in OBJECTIVES}
+    names, ways = chosen.objectives, (False, True) if chosen.compile else (False,)
+    seconds: dict[tuple[str, bool], list[float]] = {(name, on): [] for name in names for on in ways}
     for round_ in range(chosen.rounds + 1):
-        for name in OBJECTIVES:
-            began = clock()
-            step(make(name, chosen), model, batches[round_ % len(batches)])
-            if round_:  # the first warms up
-                seconds[name].append(clock() - began)
+        for name, on in seconds:
+            with compiled_regions(on):
+                began = clock()
+                step(make(name, chosen), model, batches[round_ % len(batches)], chosen.bf16)
+                if round_:  # the first warms up
+                    seconds[name, on].append(clock() - began)
+    if chosen.compile:
+        print(
+            f"compiling took {compile_seconds():.0f} s\n\n{'objective':<24}{'seconds':>9}{'compiled':>10}{'ratio':>7}"
+        )
+        for name in names:
+            plain, compiled = (statistics.median(seconds[name, on]) for on in ways)
+            ratio = statistics.median(a / b for a, b in zip(seconds[name, False], seconds[name, True], strict=True))
+            print(f"{name:<24}{plain:>9.3f}{compiled:>10.3f}{ratio:>7.2f}")
+        return
     print(f"\n{'objective':<24}{'seconds':>9}{'ratio':>7}{'peak MiB':>10}{'ratio':>7}")
-    first_time = statistics.median(seconds["cross_entropy"])
+    first_time = statistics.median(seconds[names[0], False])
     first_peak = 0.0
-    for name in OBJECTIVES:
-        median, memory = statistics.median(seconds[name]), peak(name, sys.argv[1:])
+    for name in names:
+        median, memory = statistics.median(seconds[name, False]), peak(name, sys.argv[1:])
         first_peak = first_peak or memory
         print(f"{name:<24}{median:>9.3f}{median / first_time:>7.2f}{memory:>10.0f}{memory / first_peak:>7.2f}")
 

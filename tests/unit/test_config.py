@@ -186,7 +186,7 @@ def test_impossible_values_are_refused_by_name(section, kind, name, value):
 
 def test_every_key_was_thought_of():
     """A new key with limits belongs into the table above."""
-    free = {"joint", "byte_fallback", "locked", "seed", "refill", "layer_normalization", "recompute"}
+    free = {"joint", "byte_fallback", "locked", "seed", "refill", "layer_normalization", "recompute", "compile"}
     for (section, kind), fields in IMPOSSIBLE.items():
         for field in dataclasses.fields(kind):
             nested = dataclasses.is_dataclass(field.default_factory)
