@@ -172,7 +172,6 @@ def test_a_compiler_is_proven():
     [
         {"trainer.precision": "bf16"},
         {"objective": "soft_beam", "soft_beam.loss": "expected_bleu", "soft_beam.recompute": True},
-        {"objective": "soft_beam", "soft_beam.loss": "token"},
     ],
 )
 def test_a_run_with_compiled_regions_is_the_run_without(traced, tmp_path, caplog, recwarn, options):
