@@ -261,11 +261,13 @@ class Recurrent(Seq2Seq):
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
-            if "embedding" in name:
-                # Tied, the embedding is the output layer too: variance 1/size keeps the logits near 1.
+            if "embedding" in name or name == "output.weight":
+                # Variance 1/size keeps the logits near 1, be the output layer the embedding (tied) or one of its own.
+                # Xavier's, a third of that or less, learns more slowly at first.
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-                with torch.no_grad():
-                    parameter[self.padding].zero_()
+                if "embedding" in name:
+                    with torch.no_grad():
+                        parameter[self.padding].zero_()
             elif parameter.dim() < 2:
                 nn.init.zeros_(parameter)
             elif "weight_hh" in name:

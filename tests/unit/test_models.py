@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from nmt.errors import UserError
-from nmt.models import RNNsearch, RNNsearchConfig
+from nmt.models import RNNsearch, RNNsearchConfig, make_recurrent
 from nmt.models.attention import AdditiveAttention
 from nmt.models.recurrence import run_gru
 from nmt.models.seq2seq import Seq2Seq
@@ -44,6 +44,16 @@ LUONG = [
         {"bridge": "mean", "attention_hidden": 4, "output_size": 8, "tied_embeddings": "output", "start": "eos"},
     )
 ]
+
+
+@pytest.mark.parametrize("decoder", ["conditional", "luong"])
+@pytest.mark.parametrize("tied", ["none", "output", "all"])
+def test_fresh_logits_are_about_as_large_whether_tied_or_not(decoder, tied):
+    torch.manual_seed(1)
+    config = RNNsearchConfig(hidden=64, embedding=64, decoder=decoder, tied_embeddings=tied)
+    model = make_recurrent(config, 1000, 1000)
+    logits = model.output(torch.randn(64, model.output.in_features))
+    assert logits.std().item() == pytest.approx(1, rel=0.1)
 
 
 def step_by_step(model, tokens, memory):
