@@ -55,7 +55,7 @@ def main(words: list[str]) -> None:
 
     from nmt.files.output import open_output
     from nmt.loading import load
-    from nmt.models.int8 import keep_few_kernels
+    from nmt.models.kernels import keep_few_kernels
     from nmt.scoring import Perplexity
 
     if chosen.int8:

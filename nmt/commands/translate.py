@@ -39,7 +39,7 @@ def main(words: list[str]) -> None:
     )
     _find_models(job)
     if chosen.int8:
-        from nmt.models.int8 import keep_few_kernels
+        from nmt.models.kernels import keep_few_kernels
 
         keep_few_kernels()
     text.check()

@@ -11,7 +11,7 @@ from nmt.cluster import Cluster
 from nmt.errors import UserError
 from nmt.files.blocks import Block, Blocks, SourceText
 from nmt.files.job import Job
-from nmt.models.int8 import keep_few_kernels
+from nmt.models.kernels import keep_few_kernels
 from nmt.translator import Translator
 
 

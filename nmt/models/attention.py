@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nmt.compilation import region
+from nmt.models.kernels import by_rows
 from nmt.models.normed import normed_linear
 from nmt.models.steps import step_form
 from nmt.tree import first_rows
@@ -43,7 +44,7 @@ class AdditiveAttention(nn.Module):
 
     def keys(self, values: Tensor) -> Tensor:
         """exp(2 keys) (batch, source length, hidden) of values (batch, source length, value)."""
-        return powers(self.key(values))
+        return powers(by_rows(self.key, values))
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Reads the values once for each slot, without a copy of them for each slot.

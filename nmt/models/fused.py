@@ -17,6 +17,8 @@ from nmt.models.cells import run_cell
 from nmt.models.elementary import fast_tanh
 from nmt.models.frozen import frozen
 from nmt.models.int8 import take_outputs
+from nmt.models.kernels import by_rows, row_linear
+from nmt.models.recurrence import run_encoder
 from nmt.models.recurrent import Recurrent, average
 from nmt.models.rnnsearch import RNNsearch, first_state
 from nmt.models.seq2seq import Advance, Seq2Seq
@@ -50,7 +52,9 @@ class Fused(Seq2Seq):
         super().__init__(model.padding, model.bos, model.eos)
         self.config = model.config
         self.source_embedding, self.encoder = frozen(model.source_embedding), frozen(model.encoder)
-        self.output = frozen(model.output)
+        output = model.output
+        # What something was added to stays as it is.
+        self.output = row_linear(output.weight, output.bias) if type(output) is nn.Linear else frozen(output)
         self.energy: nn.Parameter | None = None
         if isinstance(model.attention, AdditiveAttention):
             self.energy = nn.Parameter(-2 * model.attention.energy.weight[0].detach(), requires_grad=False)
@@ -75,12 +79,12 @@ class Fused(Seq2Seq):
         packed = pack_padded_sequence(
             self.source_embedding(source), lengths.cpu(), batch_first=True, enforce_sorted=False
         )
-        outputs, final = self.encoder(packed)
+        outputs, final = run_encoder(self.encoder, packed)
         # Before padding: what padding would cost in products is saved.
         looked = self.looked(outputs.data)
         looked, _ = pad_packed_sequence(outputs._replace(data=looked), batch_first=True, total_length=source.shape[1])
         mean = average(outputs) if self.config.bridge == "mean" else None
-        initial = self.begin(final if isinstance(final, tuple) else (final,), mean)
+        initial = self.begin(final, mean)
         return self.remember(looked, lengths.to(source.device), initial)
 
     def looked(self, read: Tensor) -> Tensor:
@@ -168,7 +172,7 @@ class FusedRNNsearch(Fused):
 
     def begin(self, final: tuple[Tensor, ...], mean: Tensor | None) -> Tensor:
         """(batch, layers * hidden)."""
-        return torch.tanh(self.initial(final[0][-1] if mean is None else mean))
+        return torch.tanh(by_rows(self.initial, final[0][-1] if mean is None else mean))
 
     def start(self, memory: FusedMemory) -> tuple[tuple[Tensor, ...], ...]:
         return first_state(self.config, memory.initial)
@@ -207,8 +211,4 @@ def table(embedding: nn.Embedding, weight: Tensor, bias: Tensor) -> nn.Parameter
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A layer of copies of weight and bias."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    return layer
+    return row_linear(weight.clone(), None if bias is None else bias.clone())

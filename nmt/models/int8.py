@@ -8,7 +8,6 @@ has it, would make a translation depend on its neighbours.
 """
 
 import functools
-import os
 from typing import Any, TypeVar
 
 import torch
@@ -17,15 +16,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nmt.errors import UserError
 from nmt.models.frozen import frozen
+from nmt.models.kernels import RowLinear, row_linear, whole_rows
 from nmt.models.recurrence import run_steps
 
 _Module = TypeVar("_Module", bound=nn.Module)
-
-
-def keep_few_kernels() -> None:
-    """Bounds what oneDNN keeps of int8 kernels, in this process and those that it starts: by default 1,024, one for
-    each number of rows, though few of these come again soon."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
 def quantize(model: _Module) -> _Module:
@@ -36,7 +30,7 @@ def quantize(model: _Module) -> _Module:
     (by name) can be.
 
     oneDNN keeps a kernel for each number of rows that it meets, a third of a MiB each; a program that wants the memory
-    back sets ONEDNN_PRIMITIVE_CACHE_CAPACITY before the first product, as `nmt translate --int8` does.
+    back calls `nmt.models.kernels.keep_few_kernels` before the first product, as `nmt translate --int8` does.
 
     Args:
         model: on the CPU, float32, in evaluation mode; it is left as it is.
@@ -53,7 +47,7 @@ def quantize(model: _Module) -> _Module:
 def _replace(module: nn.Module, inherited: dict[str, float]) -> None:
     bounds: dict[str, float] = {**inherited, **getattr(module, "bounds", {})}
     for name, child in module.named_children():
-        if type(child) is nn.Linear:
+        if isinstance(child, nn.Linear) and type(child) in (nn.Linear, RowLinear):
             # A single output costs nothing, and the additive attention reads the weights of its energy itself.
             if child.out_features > 1:
                 setattr(module, name, _rounded(child.weight, child.bias, bounds.get(name)))
@@ -105,8 +99,10 @@ class Int8Linear(nn.Module):
         return result.view(*x.shape[:-1], -1)
 
     def _multiply(self, scaled: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-        rounded = scaled.to(torch.uint8)
-        return _product(rounded, scale, self.levels + 1, self._packed, self.scale, self._zeros, bias)
+        count, size = scaled.shape
+        rounded = torch.zeros(whole_rows(count), size, dtype=torch.uint8)
+        rounded[:count] = scaled
+        return _product(rounded, scale, self.levels + 1, self._packed, self.scale, self._zeros, bias)[:count]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Int8Linear":
         # What is packed cannot be copied, and nothing here ever changes.
@@ -156,10 +152,8 @@ def take_outputs(layer: nn.Module, outputs: Tensor) -> nn.Module:
     if isinstance(layer, Int8Linear):
         return layer.take_outputs(outputs)
     assert isinstance(layer, nn.Linear)
-    cut = nn.Linear(layer.in_features, len(outputs), layer.bias is not None, device="meta")
-    for name, parameter in layer.named_parameters():
-        setattr(cut, name, nn.Parameter(parameter.detach().index_select(0, outputs), requires_grad=False))
-    return cut
+    weight, bias = layer.weight, layer.bias
+    return row_linear(weight.index_select(0, outputs), None if bias is None else bias.index_select(0, outputs))
 
 
 def _rounded(weight: Tensor, bias: Tensor | None, bound: float | None) -> Int8Linear:

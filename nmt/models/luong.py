@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from nmt.models.int8 import take_outputs
-from nmt.models.recurrence import run_cells
+from nmt.models.recurrence import run_cells, run_encoder
 from nmt.models.recurrent import Memory, Recurrent, RNNsearchConfig, State, Steps, average
 from nmt.models.seq2seq import Advance
 
@@ -46,7 +46,7 @@ class Luong(Recurrent):
         return list(self.initials) if self.config.bridge in ("linear", "relu") else []
 
     def _read(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
-        outputs, final = self._run_encoder(packed)
+        outputs, final = run_encoder(self.encoder, packed)
         mean = average(outputs) if self.config.bridge == "mean" else None
         return outputs, summarise(self.config, self.bridges, final, mean)
 

@@ -18,7 +18,18 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nmt.models.cells import differentiate_gru_cell, run_cell, run_gru_cell
 from nmt.models.dropout import dropout
+from nmt.models.kernels import by_rows, has_kernels, sum_of_outer_products
 from nmt.models.steps import StepLinear
+
+
+def run_encoder(encoder: nn.Module, packed: PackedSequence) -> tuple[PackedSequence, tuple[Tensor, ...]]:
+    """The outputs, packed alike, and the parts of the final state, (layers * directions, batch, size) each."""
+    spelled_out = torch.is_grad_enabled() or has_kernels(packed.data)
+    if isinstance(encoder, nn.GRU) and packed.data.device.type == "cpu" and spelled_out:
+        outputs, final = run_gru(encoder, packed)
+    else:
+        outputs, final = encoder(packed)
+    return outputs, final if isinstance(final, tuple) else (final,)
 
 
 def run_gru(gru: nn.GRU, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
@@ -54,7 +65,8 @@ def _run_direction(gru: nn.GRU, suffix: str, values: Tensor, sizes: list[int], s
     input_weight, input_bias = getattr(gru, f"weight_ih{suffix}"), getattr(gru, f"bias_ih{suffix}")
     state_weight, state_bias = getattr(gru, f"weight_hh{suffix}"), getattr(gru, f"bias_hh{suffix}")
     first = values.new_zeros(sizes[0], gru.hidden_size)
-    return run_gru_layer(linear(values, input_weight, input_bias), first, state_weight, state_bias, sizes, steps)
+    given = by_rows(lambda rows: linear(rows, input_weight, input_bias), values)
+    return run_gru_layer(given, first, state_weight, state_bias, sizes, steps)
 
 
 def run_cells(cell: nn.GRUCell | nn.LSTMCell, values: Tensor, sizes: list[int], first: tuple[Tensor, ...]) -> Tensor:
@@ -65,7 +77,7 @@ def run_cells(cell: nn.GRUCell | nn.LSTMCell, values: Tensor, sizes: list[int], 
         sizes: how many sequences have each step.
         first: the state before it, (batch, hidden) each.
     """
-    given = linear(values, cell.weight_ih, cell.bias_ih)
+    given = by_rows(lambda rows: linear(rows, cell.weight_ih, cell.bias_ih), values)
     if isinstance(cell, nn.GRUCell):
         return run_gru_layer(given, first[0], cell.weight_hh, cell.bias_hh, sizes, range(len(sizes)))[0]
     return run_steps(given, StepLinear(cell.weight_hh, cell.bias_hh), sizes, range(len(sizes)), first)[0]
@@ -115,11 +127,15 @@ class _GRULayer(torch.autograd.Function):
         gates = first.new_empty(tokens, 2 * hidden)
         multiplied = before if weight.dtype == before.dtype else before.to(weight.dtype)
         state = first[:0]
+
+        def multiply(states: Tensor) -> Tensor:
+            return linear(states, weight, bias)
+
         for place, rows in zip(walk.places, walk.rows, strict=True):
             torch.cat([state[:rows], first[len(state) : rows]], out=before[place])
             if multiplied is not before:
                 multiplied[place].copy_(before[place])
-            recurrent = linear(multiplied[place], weight, bias).to(first.dtype)
+            recurrent = by_rows(multiply, multiplied[place]).to(first.dtype)
             out = outputs[place], gates[place], new[place]
             state = run_gru_cell(inputs[place].to(first.dtype), recurrent, before[place], out)[0]
             fed[place].copy_(recurrent[:, 2 * hidden :])
@@ -143,6 +159,10 @@ class _GRULayer(torch.autograd.Function):
         entered: list[Tensor] = []
         of_state, plain = None, of_inputs.dtype == of_recurrent.dtype == before.dtype
         spare = before.new_empty(2, max(walk.rows), 3 * hidden)
+
+        def multiply(grads: Tensor) -> Tensor:
+            return grads @ weight
+
         for number in range(len(walk.rows) - 1, -1, -1):
             place, grad = walk.places[number], of_outputs[walk.places[number]]
             if of_state is not None:
@@ -153,11 +173,13 @@ class _GRULayer(torch.autograd.Function):
             if not plain:
                 for part, result in zip(out, wide, strict=True):
                     part.copy_(result)
-            of_state += out[1] @ weight
+            of_state += by_rows(multiply, out[1])
             known = walk.rows[number - 1] if number else 0
             if len(of_state) > known:
                 entered.append(of_state[known:])
-        of_weight = (of_recurrent.t() @ multiplied).to(ctx.dtypes[1]) if ctx.needs_input_grad[2] else None
+        of_weight = None
+        if ctx.needs_input_grad[2]:
+            of_weight = sum_of_outer_products(of_recurrent, multiplied).to(ctx.dtypes[1])
         of_bias = of_recurrent.sum(dim=0, dtype=ctx.dtypes[1]) if ctx.needs_input_grad[3] else None
         return of_inputs, torch.cat(entered[::-1]), of_weight, of_bias, None, None
 

@@ -14,8 +14,8 @@ from nmt.errors import UserError
 from nmt.models.attention import AdditiveAttention, ProductAttention
 from nmt.models.dropout import Dropout
 from nmt.models.elementary import maxout
+from nmt.models.kernels import by_rows
 from nmt.models.normed import NormedCell, NormedRecurrent, NormedSum
-from nmt.models.recurrence import run_gru
 from nmt.models.seq2seq import Advance, Seq2Seq, node_places, pad_nodes
 from nmt.models.steps import for_steps
 from nmt.tree import take_rows
@@ -297,15 +297,6 @@ class Recurrent(Seq2Seq):
     def _read(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
         """The encoder's outputs, packed alike, and the summary (see `Memory`)."""
 
-    def _run_encoder(self, packed: PackedSequence) -> tuple[PackedSequence, tuple[Tensor, ...]]:
-        """The outputs, packed alike, and the parts of the final state, (layers * directions, batch, size) each."""
-        on_cpu = packed.data.device.type == "cpu"
-        if isinstance(self.encoder, nn.GRU) and on_cpu and torch.is_grad_enabled():
-            outputs, final = run_gru(self.encoder, packed)
-        else:
-            outputs, final = self.encoder(packed)
-        return outputs, final if isinstance(final, tuple) else (final,)
-
     def _drop(self, sequence: Tensor) -> Tensor:
         """Dropout of (batch, length, size), locked or not."""
         if not (self.config.locked and self.training):
@@ -399,7 +390,7 @@ class Recurrent(Seq2Seq):
 
     def _read_out(self, features: Tensor) -> Tensor:
         """The readout (..., readout size) of its inputs."""
-        hidden = self.readout(features if self.config.locked else self.dropout(features))
+        hidden = by_rows(self.readout, features if self.config.locked else self.dropout(features))
         if self.config.readout == "maxout":
             return maxout(hidden)
         return torch.tanh(hidden) if self.config.readout == "tanh" else hidden

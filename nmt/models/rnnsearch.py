@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from nmt.models.attention import AdditiveAttention
+from nmt.models.kernels import by_rows
 from nmt.models.normed import NormedSum, normed_linear
+from nmt.models.recurrence import run_encoder
 from nmt.models.recurrent import Memory, Recurrent, RNNsearchConfig, State, Steps, average
 from nmt.models.seq2seq import Advance
 from nmt.models.steps import StepCell
@@ -42,11 +44,11 @@ class RNNsearch(Recurrent):
         self.readout = NormedSum(sizes, outputs) if config.layer_normalization else nn.Linear(sum(sizes), outputs)
 
     def _read(self, packed: PackedSequence) -> tuple[PackedSequence, Tensor]:
-        outputs, final = self._run_encoder(packed)
+        outputs, final = run_encoder(self.encoder, packed)
         return outputs, average(outputs) if self.config.bridge == "mean" else final[0][-1]
 
     def start(self, memory: Memory) -> State:
-        return first_state(self.config, torch.tanh(self.initial(memory.summary)))
+        return first_state(self.config, torch.tanh(by_rows(self.initial, memory.summary)))
 
     def _advance(
         self,

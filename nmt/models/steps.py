@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from nmt.models.cells import run_cell
+from nmt.models.kernels import by_rows, sum_of_outer_products
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -75,7 +76,10 @@ class _Shared(torch.autograd.Function):
         if own:
             grad, inputs = (torch.cat(parts) for parts in zip(*(step[1:] for step in own), strict=True))
             # Of a frozen one nothing is asked for.
-            of_weight = _add(of_weight, (grad.t() @ inputs).to(ctx.dtype)) if ctx.needs_input_grad[1] else None
+            if ctx.needs_input_grad[1]:
+                of_weight = _add(of_weight, sum_of_outer_products(grad, inputs).to(ctx.dtype))
+            else:
+                of_weight = None
             of_bias = _add(of_bias, grad.sum(dim=0, dtype=ctx.dtype)) if ctx.needs_input_grad[2] else None
         return None, of_weight, of_bias
 
@@ -90,7 +94,7 @@ class _Step(torch.autograd.Function):
         ctx.steps, ctx.dtype = steps, inputs.dtype
         inputs = inputs.to(weight.dtype)
         ctx.save_for_backward(inputs, weight)
-        return linear(inputs, weight, bias)
+        return by_rows(lambda rows: linear(rows, weight, bias), inputs)
 
     @staticmethod
     @once_differentiable
@@ -98,7 +102,7 @@ class _Step(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         if ctx.needs_input_grad[2]:
             ctx.steps.append((torch._C._current_graph_task_id(), grad.flatten(0, -2), inputs.flatten(0, -2)))
-        return None, (grad @ weight).to(ctx.dtype), None, None
+        return None, by_rows(lambda rows: rows @ weight, grad).to(ctx.dtype), None, None
 
 
 class StepCell:

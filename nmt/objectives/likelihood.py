@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from nmt.compilation import region
 from nmt.models.elementary import exp_
+from nmt.models.kernels import has_kernels, whole_rows, whole_rows_within
 from nmt.models.seq2seq import Seq2Seq
 
 # Logits that are there at once, in float32 or wider and in what is narrower: few, but products want to be large.
@@ -117,7 +118,15 @@ class _LayerLogLikelihood(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
         wide = torch.promote_types(dtype, torch.float32)
         with torch.autocast(device, enabled=False):
-            x, v = inputs.to(dtype), weight.to(dtype)
+            x, v, known = inputs.to(dtype), weight.to(dtype), len(inputs)
+            size = max(1, _LOGITS.get(device, _LOGITS["cuda"])[dtype != wide] // len(v))
+            if has_kernels(x):
+                # Blocks of whole rows. Those that are added weigh nothing.
+                size = whole_rows_within(size)
+                last = known % size
+                x = torch.cat([x, x.new_zeros(whole_rows(last) - last, x.shape[1])])
+                if uniform is not None:
+                    uniform = torch.cat([uniform, uniform.new_zeros(len(x) - known)])
             b = weight.new_zeros(len(weight), dtype=wide) if bias is None else bias.to(wide)
             weights = weights.to(wide)
             total = torch.zeros(len(x), dtype=wide, device=x.device).index_add_(0, rows, weights)
@@ -130,7 +139,6 @@ class _LayerLogLikelihood(torch.autograd.Function):
             of_b = torch.zeros_like(b, dtype=wide) if need_b else None
 
             order = rows.argsort(stable=True)
-            size = max(1, _LOGITS.get(device, _LOGITS["cuda"])[dtype != wide] // len(v))
             few = max(1, _POWERS.get(device, _POWERS["cuda"]) // len(v))
             normaliser, largest, summed = (torch.empty_like(total) for _ in range(3))
             log_probability = torch.empty_like(weights)
@@ -176,7 +184,7 @@ class _LayerLogLikelihood(torch.autograd.Function):
                     of_v += spread @ x.to(wide)
                 if of_b is not None:
                     of_b += spread.sum()
-        ctx.save_for_backward(of_x, of_v, of_b)
+        ctx.save_for_backward(None if of_x is None else of_x[:known], of_v, of_b)
         ctx.dtypes = inputs.dtype, weight.dtype
         ctx.mark_non_differentiable(log_probability)
         return value, log_probability

@@ -91,8 +91,10 @@ def test_a_layer_that_something_was_added_to_is_asked_as_a_whole():
     torch.testing.assert_close(token_log_likelihood(Head(layer), features, *asked)[0], expected)
 
 
-def test_half_precision_is_near_and_sums_in_float32():
+@pytest.mark.parametrize("rows_at_once", [1000, 20, 37])
+def test_half_precision_is_near_and_sums_in_float32(rows_at_once, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setitem(likelihood._LOGITS, "cpu", (50 * rows_at_once, 50 * rows_at_once))
     layer, features = nn.Linear(32, 50), torch.randn(40, 32, requires_grad=True)
     rows, tokens = torch.arange(40), torch.randint(0, 50, (40,))
     asked = rows, tokens, torch.ones(40), torch.full((40,), 0.1)

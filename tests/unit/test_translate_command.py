@@ -188,7 +188,7 @@ def test_the_log_says_which_precision_runs(folder, caplog):
     assert "sampling, temperature 1" in caplog.text
 
 
-@pytest.mark.parametrize(("own", "there"), [(None, "16"), ("7", "7")])
+@pytest.mark.parametrize(("own", "there"), [(None, "128"), ("7", "7")])
 def test_kernels_of_int8_are_bounded_unless_the_user_says_otherwise(folder, monkeypatch, own, there):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     monkeypatch.setenv(name, own or "")
