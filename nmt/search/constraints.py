@@ -71,6 +71,8 @@ class Constraints:
         """
         self.demands, self.pieces, self.eos, self._never = demands, pieces, eos, list(never)
         self._last = {text: _last_pieces(text, pieces) for demand in demands for text in demand.exclude}
+        # Tokens that go on with a word.
+        self._inner = torch.tensor([piece[:1].isalnum() for piece in pieces])
         # The sentences that have a finished hypothesis with all their phrases.
         self._served: set[int] = set()
         # None for a slot that holds nothing, or what has ended.
@@ -163,11 +165,15 @@ class Constraints:
         demand, states = self.demands[row], self._slots[row]
         slots, tokens = selection.parents[place].tolist(), selection.tokens[place].tolist()
         wanted = set(zip(slots, tokens, strict=True))
-        best = scored.logits[place].argmax(dim=1).tolist()
+        logits = scored.logits[place]
+        best = logits.argmax(dim=1).tolist()
+        ending = logits.masked_fill(self._inner.to(logits.device), -torch.inf).argmax(dim=1).tolist()
         for slot, progress in enumerate(states):
             if progress is None:
                 continue
             wanted.add((slot, best[slot]))
+            if progress.closing:  # where the model would always go on with its last word, a phrase would never be met
+                wanted.add((slot, ending[slot]))
             wanted |= {(slot, demand.include[phrase][done]) for phrase, done in progress.begun}
             wanted |= {(slot, ids[0]) for phrase, ids in enumerate(demand.include) if phrase not in progress.met}
         if bool(scored.only_eos[place]):

@@ -28,7 +28,7 @@ EOS = 3
 @pytest.fixture
 def model(tiny_model):
     # One whose hypotheses end of their own accord, some after several tokens.
-    return tiny_model(vocabulary=13, seed=4, scale=6.0).double()
+    return tiny_model(vocabulary=13, seed=1, scale=6.0).double()
 
 
 def found_batch(model, beam_size, rows=3, others=0):

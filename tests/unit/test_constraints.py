@@ -167,6 +167,16 @@ def test_demands_are_met_by_any_beam_and_in_any_batch(tiny_model, beam_size):
     assert held > 30
 
 
+@pytest.mark.parametrize("beam_size", [1, 2, 5])
+def test_a_model_that_would_always_go_on_with_the_word_meets_the_phrase(tiny_model, beam_size):
+    model = tiny_model(vocabulary=8)
+    with torch.no_grad():
+        model.output.bias[7] = 30.0  # "c", which makes another word of any
+    for most in range(2, 7):  # or the last token may happen to end the phrase
+        for hypothesis in search(model, Demand(include=((4, 6),)), beam_size, max_extra=most):
+            assert times(hypothesis.tokens, (4, 6)) == 1, text_of(hypothesis.tokens)
+
+
 def test_no_demand_changes_nothing(tiny_model):
     model = tiny_model(vocabulary=8, seed=5)
     batch = random_batch(10, 8, 9, seed=1)
