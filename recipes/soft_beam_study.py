@@ -1,5 +1,6 @@
 """The soft-beam study: the same cross-entropy model, the same wall time, one objective an arm. Every seed has a
-cross-entropy model of its own, trained in two phases, the second with locked dropout, which all its arms begin with.
+cross-entropy model of its own, trained in two phases, the second with locked dropout, which all its arms begin with
+(with --convergence 0 there is no second phase).
 
     python recipes/soft_beam_study.py start DIR ...    the cross-entropy models, --jobs at a time
     python recipes/soft_beam_study.py plan DIR ...     seconds an update of each arm -> updates that fill --minutes
@@ -34,7 +35,6 @@ CONVERGED = "converged"
 CONTROL = "continued"
 # The second phase of cross-entropy. What an arm gains must not be what cross-entropy alone had still to gain.
 CONVERGENCE = {"objective": "cross_entropy", "model.locked": True}
-CONVERGENCE_UPDATES = 1400
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def starts(chosen: argparse.Namespace) -> Iterator[Run]:
     for seed in chosen.seeds:
         for corpus in chosen.corpora:
             for name, flags in ((START, {}), (CONVERGED, CONVERGENCE)):
-                yield Run(corpus, name, seed, home(chosen, corpus) / f"{name}.{seed}", flags)
+                if name == START or chosen.convergence:
+                    yield Run(corpus, name, seed, home(chosen, corpus) / f"{name}.{seed}", flags)
 
 
 def runs(chosen: argparse.Namespace) -> Iterator[Run]:
@@ -85,14 +86,20 @@ def runs(chosen: argparse.Namespace) -> Iterator[Run]:
 
 def fine_tuning(run: Run, chosen: argparse.Namespace, folder: Path, updates: int) -> list[str]:
     """The command of a run of so many updates."""
-    begin = START if run.arm == CONVERGED else CONVERGED
+    begin = START if run.arm == CONVERGED or not chosen.convergence else CONVERGED
     return [
         *("nmt", "train", "--config", str(CONFIGS / "study_fine_tuning.yaml"), "--run", str(folder)),
         *("--from", str(home(chosen, run.corpus) / f"{begin}.{run.seed}"), "--data.corpus", run.corpus),
         *("--seed", str(run.seed), "--trainer.max_steps", str(updates), "--trainer.threads", str(chosen.threads)),
+        *dropout(chosen),
         *run.words,
         *shlex.split(chosen.flags),
     ]
+
+
+def dropout(chosen: argparse.Namespace) -> list[str]:
+    """What is asked for; an arm that says its own overrides it."""
+    return [] if chosen.dropout is None else ["--model.dropout", str(chosen.dropout)]
 
 
 def plan(chosen: argparse.Namespace) -> None:
@@ -137,10 +144,12 @@ def start(chosen: argparse.Namespace) -> None:
 
     def command(run: Run) -> list[str]:
         if run.arm == CONVERGED:
-            return fine_tuning(run, chosen, run.folder, CONVERGENCE_UPDATES)
+            return fine_tuning(run, chosen, run.folder, chosen.convergence)
         return [
             *("nmt", "train", "--config", str(CONFIGS / "study_cross_entropy.yaml"), "--run", str(run.folder)),
             *("--data.corpus", run.corpus, "--seed", str(run.seed), "--trainer.threads", str(chosen.threads)),
+            *dropout(chosen),
+            *shlex.split(chosen.start_flags),
             *shlex.split(chosen.flags),
         ]
 
@@ -289,6 +298,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="wall time of a run, validations not counted")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of a run")
+    parser.add_argument("--convergence", type=int, default=1400, help="updates of the second phase; 0: there is none")
+    parser.add_argument("--dropout", type=float, default=None, help="of every training that says nothing of it")
+    parser.add_argument("--start-flags", default="", help="more flags for the first phase, such as sizes, in one word")
     parser.add_argument("--flags", default="", help="more flags for every training, in one word")
     parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap")
     chosen = parser.parse_args()

@@ -11,6 +11,9 @@ arms=""                                   # these arms alone; empty: all
 minutes=20                                # wall time of a fine-tuning run alone, validations not counted
 jobs=2                                    # runs at a time
 threads=1                                 # threads of a run
+convergence=1400                          # updates of the second phase of cross-entropy; 0: there is none
+dropout=""                                # of all trainings by cross-entropy; empty: that of the configurations
+start_flags=""                            # more flags for the first phase of cross-entropy, such as sizes
 train_flags=""                            # more flags for every nmt train
 stage=0                                   # begin here ...
 stop_stage=5                              # ... and end here
@@ -26,6 +29,9 @@ Options (with their defaults):
   --minutes $minutes           wall time of a fine-tuning run, validations not counted
   --jobs $jobs               runs at a time
   --threads $threads            threads of a run
+  --convergence $convergence     updates of the second phase of cross-entropy; 0: there is none
+  --dropout ""           of all trainings by cross-entropy, instead of the configurations'
+  --start-flags ""       further flags of the first phase, such as "--model.hidden 128"
   --train-flags ""       further flags for every nmt train
   --stage $stage, --stop-stage $stop_stage
 Stages: 0 environment, 1 corpora, 2 cross-entropy, twice, 3 plan, 4 fine-tuning, 5 test set and table
@@ -36,7 +42,7 @@ while [ $# -gt 0 ]; do
     case $1 in
     --help | -h) usage; exit 0 ;;
     --dir | --corpora | --seeds | --arms | --minutes | --jobs | --threads | \
-        --train-flags | --stage | --stop-stage)
+        --convergence | --dropout | --start-flags | --train-flags | --stage | --stop-stage)
         [ $# -ge 2 ] || { echo "soft_beam_study: $1 needs a value; see --help" >&2; exit 2; }
         name=${1#--}; printf -v "${name//-/_}" %s "$2"; shift 2 ;;
     *) echo "soft_beam_study: unknown option $1; see --help" >&2; exit 2 ;;
@@ -50,7 +56,8 @@ wanted() { [ "$1" -ge "$stage" ] && [ "$1" -le "$stop_stage" ]; }
 study() { # study VERB [FLAG ...]
     # shellcheck disable=SC2086
     python recipes/soft_beam_study.py "$1" "$dir" --corpora $corpora --seeds $seeds --arms $arms --minutes "$minutes" \
-        --jobs "$jobs" --threads "$threads" --flags "$train_flags"
+        --jobs "$jobs" --threads "$threads" --convergence "$convergence" ${dropout:+--dropout "$dropout"} \
+        --start-flags "$start_flags" --flags "$train_flags"
 }
 
 if wanted 0; then

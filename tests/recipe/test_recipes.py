@@ -1,5 +1,7 @@
 """What is shipped runs: every configuration, the quickstart, and the commands that the README shows."""
 
+import argparse
+import importlib.util
 import os
 import re
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests import ROOT
 from tests.trained import shipped
@@ -125,24 +128,43 @@ def test_quickstart_help(tmp_path):
 
 def test_the_study_ends_in_a_table_and_reads_the_test_set_once(tmp_path):
     """Two arms on the generated corpus, cut short."""
-    small = "--model.embedding 16 --model.hidden 16 --data.vocabulary.size 120 --data.batch_tokens 256"
-    small += " --data.dev_lines 8 --trainer.log_every 10"
+    sizes = "--model.embedding 16 --model.hidden 16 --data.vocabulary.size 120 --trainer.max_steps 4"
+    small = "--data.batch_tokens 256 --data.dev_lines 8 --trainer.log_every 10"
     command = [str(ROOT / "recipes" / "soft_beam_study.sh"), "--dir", str(tmp_path / "out")]
     command += ["--corpora", str(small_card(tmp_path))]
     command += ["--seeds", "1", "--arms", "continued soft_beam", "--minutes", "0.005"]
-    short = ["--stage", "1", "--stop-stage", "2", "--train-flags", f"{small} --trainer.max_steps 4"]
-    started = shell([*command, *short], ROOT, tmp_path)
-    assert started.returncode == 0, started.stderr
-    done = shell([*command, "--stage", "3", "--train-flags", small], ROOT, tmp_path)
+    command += ["--start-flags", sizes, "--convergence", "4", "--dropout", "0.1", "--train-flags", small]
+    done = shell([*command, "--stage", "1"], ROOT, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tok:13a" in done.stdout and "| continued | 1 |" in done.stdout
     assert "| cross_entropy | 1 | 4 |" in done.stdout and "| converged | 1 | 4 |" in done.stdout
     row = next(line for line in done.stdout.splitlines() if line.startswith("| soft_beam |"))
     assert re.fullmatch(r"(\| [^|]+ ){8}\| [01]\.\d+ \|", row), row
+    folder = tmp_path / "out" / "small"
+    for run, dropout in (("cross_entropy.1", 0.1), ("converged.1", 0.1), ("continued.1", 0.1), ("soft_beam.1", 0.0)):
+        config = yaml.safe_load((folder / run / "config.yaml").read_text())
+        assert config["model"]["dropout"] == dropout and config["model"]["hidden"] == 16, run
     results = (tmp_path / "out" / "results.jsonl").read_text()
     again = shell([*command, "--stage", "5"], ROOT, tmp_path)
     assert again.returncode == 0 and row in again.stdout, again.stderr
     assert (tmp_path / "out" / "results.jsonl").read_text() == results
+
+
+def test_without_a_second_phase_the_study_begins_with_the_first(tmp_path):
+    path = ROOT / "recipes" / "soft_beam_study.py"
+    spec = importlib.util.spec_from_file_location("soft_beam_study", path)
+    study = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = study  # where dataclasses look their modules up
+    spec.loader.exec_module(study)
+    chosen = argparse.Namespace(directory=tmp_path, corpora=["c"], seeds=[1], arms=["continued"], threads=1)
+    chosen.flags, chosen.dropout = "", None
+    for chosen.convergence, names, begins in ((0, ["cross_entropy"], "cross_entropy.1"),
+                                              (7, ["cross_entropy", "converged"], "converged.1")):  # fmt: skip
+        assert [run.arm for run in study.starts(chosen)] == names
+        (run,) = study.runs(chosen)
+        words = study.fine_tuning(run, chosen, run.folder, 9)
+        assert words[words.index("--from") + 1] == str(tmp_path / "c" / begins)
+        assert "--model.dropout" not in words
 
 
 def test_study_explains_a_wrong_flag(tmp_path):
