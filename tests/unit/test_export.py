@@ -59,7 +59,7 @@ SHAPES = [
     },
     {
         "seed": 1,
-        "scale": 20.0,
+        "scale": 12.0,
         "decoder": "luong",
         "bridge": "mean",
         "attention_hidden": 11,

@@ -72,7 +72,7 @@ def translator():
     writes, line ends too. In float64, in which no two of so many hypotheses tie."""
     text = ["the red two one blue green my your new old small a"] * 9
     vocabulary = SentencePiece.train(text, VocabularyConfig(size=330, byte_fallback=True, normalization="identity"))
-    torch.manual_seed(0)
+    torch.manual_seed(11)
     model = RNNsearch(RNNsearchConfig(embedding=8, hidden=10), len(vocabulary), len(vocabulary)).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
