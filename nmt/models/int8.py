@@ -2,9 +2,8 @@
 
 Weights are rounded once, each output's by its own largest weight; inputs are rounded when they come: by a bound that
 is known beforehand (a recurrent state lies between -1 and 1), or each row by its own largest entry. Products of whole
-numbers and their sums are exact. So a row's result does not depend on the rows beside it, but for the last bit, which
-oneDNN's kernels of few rows may round otherwise; a range taken from the whole batch, as torch's dynamic quantisation
-has it, would make a translation depend on its neighbours.
+numbers and their sums are exact. So a row's result does not depend on the rows beside it; a range taken from the whole
+batch, as torch's dynamic quantisation has it, would make a translation depend on its neighbours.
 """
 
 import functools
@@ -16,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nmt.errors import UserError
 from nmt.models.frozen import frozen
-from nmt.models.kernels import RowLinear, row_linear, whole_rows
+from nmt.models.kernels import TILE, RowLinear, row_linear, whole_rows
 from nmt.models.recurrence import run_steps
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -100,7 +99,8 @@ class Int8Linear(nn.Module):
 
     def _multiply(self, scaled: Tensor, scale: float, bias: Tensor | None) -> Tensor:
         count, size = scaled.shape
-        rounded = torch.zeros(whole_rows(count), size, dtype=torch.uint8)
+        # Kernels of fewer rows than a tile may round otherwise.
+        rounded = torch.zeros(whole_rows(max(TILE, count)), size, dtype=torch.uint8)
         rounded[:count] = scaled
         return _product(rounded, scale, self.levels + 1, self._packed, self.scale, self._zeros, bias)[:count]
 

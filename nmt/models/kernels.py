@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+TILE = 16
+"""Rows that a processor multiplies at once."""
 _NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -30,8 +32,7 @@ def whole_rows_within(count: int) -> int:
 
 
 def _step(count: int) -> int:
-    # Tiles have 16 rows.
-    return 1 if count < 16 else max(16, 1 << count.bit_length() - 4)
+    return 1 if count < TILE else max(TILE, 1 << count.bit_length() - 4)
 
 
 def pad_rows(rows: Tensor) -> Tensor:
