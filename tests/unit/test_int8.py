@@ -18,9 +18,6 @@ from tests import ROOT
 from tests.conftest import random_batch
 from tests.unit.test_fused import SHAPES
 
-# Each result is rounded once or twice, and what recurs adds up; a step of the rounded inputs is 0.008.
-LAST_BIT = {"rtol": 2e-6, "atol": 2e-6}
-
 
 class Bounded(nn.Module):
     """Two layers and a list; of the inputs of some it is known how large they can be."""
@@ -68,8 +65,8 @@ def test_a_row_alone_is_the_row_among_others(bound):
     x[7] *= 1e-6 if bound is None else 1.0
     whole = layer(x)
     for rows in ([0], [7], [3, 7, 149], list(range(40, 120))):
-        torch.testing.assert_close(layer(x[rows]), whole[rows], **LAST_BIT)
-    torch.testing.assert_close(take_outputs(layer, torch.tensor([3, 0, 332]))(x), whole[:, [3, 0, 332]], **LAST_BIT)
+        assert torch.equal(layer(x[rows]), whole[rows])
+    assert torch.equal(take_outputs(layer, torch.tensor([3, 0, 332]))(x), whole[:, [3, 0, 332]])
 
 
 def test_weights_that_stay_are_shared(tiny_model):
@@ -98,9 +95,9 @@ def test_recurrent_layers(kind, layers):
     for row, length in enumerate(lengths.tolist()):
         with torch.no_grad():
             alone, own = rounded(pack_padded_sequence(x[row : row + 1], lengths[row : row + 1], batch_first=True))
-        torch.testing.assert_close(alone.data, outputs[row, :length], **LAST_BIT)
+        assert torch.equal(alone.data, outputs[row, :length])
         for part, whole in zip(leaves(own), leaves(final), strict=True):
-            torch.testing.assert_close(part, whole[:, row : row + 1], **LAST_BIT)
+            assert torch.equal(part, whole[:, row : row + 1])
 
 
 @pytest.mark.parametrize(
@@ -156,7 +153,7 @@ def test_candidates_of_the_output_layer(tiny_model):
     first = narrow.advance(narrow.embed(torch.full((4, 1), 2)), narrow.start(memory), memory)
     whole = model.advance(model.embed(torch.full((4, 1), 2)), model.start(memory.memory), memory.memory)
     expected = model.project(whole.features)[..., candidates]
-    torch.testing.assert_close(narrow.project(first.features), expected, **LAST_BIT)
+    assert torch.equal(narrow.project(first.features), expected)
 
 
 def test_processors_that_add_in_16_bits():
