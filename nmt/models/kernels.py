@@ -1,8 +1,8 @@
 """Products of narrow numbers on a CPU, where oneDNN compiles a kernel for each number of rows that it meets.
 
-A kernel takes milliseconds, as long as a product of a thousand rows, and from a third of a MiB to several of memory.
-Batches of sentences have ever new numbers of rows. So rows are added, of zeros, up to a number that comes again:
-there are eight of these to a doubling, and what is added is a sixteenth on average, less than is saved.
+A kernel takes milliseconds and from a third of a MiB to several of memory, and batches of sentences have ever new
+numbers of rows. So rows are added, of zeros, up to a number that comes again: from 128 on there are eight of these to a
+doubling, and what is added is an eighth at most.
 """
 
 import os

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -71,14 +72,17 @@ class Constraints:
         """
         self.demands, self.pieces, self.eos, self._never = demands, pieces, eos, list(never)
         self._last = {text: _last_pieces(text, pieces) for demand in demands for text in demand.exclude}
-        # Tokens that go on with a word.
-        self._inner = torch.tensor([piece[:1].isalnum() for piece in pieces])
         # The sentences that have a finished hypothesis with all their phrases.
         self._served: set[int] = set()
         # None for a slot that holds nothing, or what has ended.
         self._slots: dict[int, list[Progress | None]] = {
             row: [Progress()] for row, d in enumerate(demands) if d.include or d.exclude
         }
+
+    @cached_property
+    def _inner(self) -> Tensor:
+        """The ids of the pieces that go on with a word."""
+        return torch.tensor([token for token, piece in enumerate(self.pieces) if piece[:1].isalnum()], dtype=torch.long)
 
     def check(self, config: SearchConfig) -> None:
         """Makes sure that a search can meet the demands.
@@ -167,13 +171,14 @@ class Constraints:
         wanted = set(zip(slots, tokens, strict=True))
         logits = scored.logits[place]
         best = logits.argmax(dim=1).tolist()
-        ending = logits.masked_fill(self._inner.to(logits.device), -torch.inf).argmax(dim=1).tolist()
+        closing = [slot for slot, progress in enumerate(states) if progress is not None and progress.closing]
+        if closing:  # where the model would always go on with its last word, a phrase would never be met
+            ending = logits[closing].index_fill(1, self._inner.to(logits.device), -torch.inf).argmax(dim=1)
+            wanted |= set(zip(closing, ending.tolist(), strict=True))
         for slot, progress in enumerate(states):
             if progress is None:
                 continue
             wanted.add((slot, best[slot]))
-            if progress.closing:  # where the model would always go on with its last word, a phrase would never be met
-                wanted.add((slot, ending[slot]))
             wanted |= {(slot, demand.include[phrase][done]) for phrase, done in progress.begun}
             wanted |= {(slot, ids[0]) for phrase, ids in enumerate(demand.include) if phrase not in progress.met}
         if bool(scored.only_eos[place]):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from nmt.models import RNNsearchConfig, decoding_form, make_recurrent
+from nmt.models import RNNsearchConfig, decoding_form, make_recurrent, quantize
 from nmt.models.int8 import Int8Linear
 from nmt.models.kernels import (
     RowLinear,
@@ -149,8 +149,6 @@ def test_decoding_compiles_few_kernels(quantized):
 def test_an_int8_layer_gives_as_many_rows_as_it_gets():
     torch.manual_seed(0)
     form = decoding_form(make_recurrent(RNNsearchConfig(hidden=16, embedding=16), 20, 20).eval())
-    from nmt.models import quantize
-
     layer = quantize(form).output
     assert isinstance(layer, Int8Linear)
     x = torch.randn(40, layer.weight.shape[1])
