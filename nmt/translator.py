@@ -81,6 +81,13 @@ class Translator:
         self._unknown = names[special.unknown] if special.unknown < len(names) else None
         self._pieces = ["" if number in special else name for number, name in enumerate(names)]
 
+    def keep_decoder_alone(self) -> "Translator":
+        """Lets go of the model as it was loaded, whose weights the decoder has in a form of its own: `model` and that of
+        `checkpoint` are from now on the decoder. For programs that only translate, and want the memory."""
+        self.model = self.decoder
+        self.checkpoint = dataclasses.replace(self.checkpoint, model=self.decoder)
+        return self
+
     def translate(self, lines: Sequence[str], **options: Any) -> list[str]:
         """The best translation of each line; a blank line gives an empty one.
 

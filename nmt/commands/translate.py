@@ -191,7 +191,7 @@ def search_options(chosen: Any) -> dict[str, Any]:
 
 
 def load_translator(chosen: Any) -> Any:
-    """The translator that the flags describe.
+    """The translator that the flags describe, for translating alone.
 
     Raises:
         UserError: see `nmt.load`.
@@ -211,7 +211,7 @@ def load_translator(chosen: Any) -> Any:
         shortlist=chosen.shortlist,
     )
     logger.info("%s", _summary(chosen))
-    return translator
+    return translator.keep_decoder_alone()
 
 
 def _summary(chosen: Any) -> str:

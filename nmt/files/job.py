@@ -35,12 +35,12 @@ class Job:
     format: Format = field(default_factory=Format)
 
     def load(self) -> Translator:
-        """The models.
+        """The models, for translating alone.
 
         Raises:
             UserError: see `nmt.load`.
         """
-        return load(
+        translator = load(
             self.model,
             self.device,
             ensemble=self.ensemble,
@@ -48,6 +48,7 @@ class Job:
             int8=self.int8,
             shortlist=self.shortlist,
         )
+        return translator.keep_decoder_alone()
 
     def checksums(self) -> dict[str, str]:
         """The sha256 of each model file and of the shortlist, by the paths given.

@@ -45,6 +45,8 @@ class Fused(Seq2Seq):
     """
 
     one: Tensor
+    table: nn.Parameter
+    """(vocabulary, n), what a token adds to what the decoder makes of it. Perhaps narrower than the weights."""
     look: nn.Module
     """What it makes of what the encoder gives: keys, and behind them values."""
 
@@ -86,6 +88,10 @@ class Fused(Seq2Seq):
         mean = average(outputs) if self.config.bridge == "mean" else None
         initial = self.begin(final, mean)
         return self.remember(looked, lengths.to(source.device), initial)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The rows (..., n) of the tokens in the table."""
+        return nn.functional.embedding(tokens, self.table).to(self.source_embedding.weight.dtype)
 
     def looked(self, read: Tensor) -> Tensor:
         """Keys and values (..., key size + value size) of what the encoder gives, (..., size)."""
@@ -142,6 +148,7 @@ class FusedRNNsearch(Fused):
         top, previous, context = readout.weight.split([hidden, embedding, 2 * hidden], dim=1)
         self.gates = len(reader.weight_ih)
         self.initial = frozen(model.initial)
+        # To the reader's gates, and behind them to the readout.
         self.table = table(
             model.target_embedding,
             torch.cat([reader.weight_ih, previous]),
@@ -176,10 +183,6 @@ class FusedRNNsearch(Fused):
 
     def start(self, memory: FusedMemory) -> tuple[tuple[Tensor, ...], ...]:
         return first_state(self.config, memory.initial)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """What the tokens add to the reader's gates and to the readout, (..., gates + readout)."""
-        return nn.functional.embedding(tokens, self.table)
 
     def advance(self, embedding: Tensor, state: tuple[tuple[Tensor, ...], ...], memory: FusedMemory) -> Advance:
         gates = self.gates

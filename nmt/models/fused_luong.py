@@ -27,6 +27,7 @@ class FusedLuong(Fused):
         cells: Any = list(model.cells)
         first, upper = cells[0], cells[1:]
         previous, fed = first.weight_ih.split([embedding, first.weight_ih.shape[1] - embedding], dim=1)
+        # To the first cell's gates.
         self.table = table(model.target_embedding, previous, first.bias_ih)
         if config.input_feeding:
             self.fed = linear(fed, None)
@@ -70,10 +71,6 @@ class FusedLuong(Fused):
 
     def start(self, memory: FusedMemory) -> State:
         return first_state(self.config, memory.initial)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """What the tokens add to the first cell's gates, (..., gates)."""
-        return nn.functional.embedding(tokens, self.table)
 
     def advance(self, embedding: Tensor, state: State, memory: FusedMemory) -> Advance:
         inputs = embedding + self.fed(state[-1][0]) if self.config.input_feeding else embedding

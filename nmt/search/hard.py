@@ -139,6 +139,8 @@ def beam_search(
         selection = _select(model, scored, config, sampler, open_rows, step)
         if constraints is not None:
             selection = constraints.select(selection, scored, open_rows, step)
+        # The largest of what a step makes: two of them at once would be most of a search's memory.
+        del logits, scored
         lattice.add(open_rows, *selection, advanced.attention if attention else None)
         if config.coverage:
             coverage = take_slots(coverage + advanced.attention, selection.parents)

@@ -73,8 +73,19 @@ def test_weights_that_stay_are_shared(tiny_model):
     """Of what is only looked up there is one copy in memory."""
     model = FusedRNNsearch(tiny_model())
     rounded = quantize(model)
-    assert rounded.table.data_ptr() == model.table.data_ptr()
+    one, other = (form.source_embedding.weight.data_ptr() for form in (rounded, model))
+    assert one == other
     assert isinstance(model.output, nn.Linear), "the model itself stays"
+
+
+def test_the_table_is_narrow_and_what_it_gives_is_not(tiny_model):
+    form = decoding_form(tiny_model())
+    form.table.data[0, 0] = 1e6
+    rounded, tokens = quantize(form), torch.arange(12).view(3, 4)
+    assert form.table.dtype == torch.float32 and rounded.table.dtype == torch.float16
+    assert rounded.embed(tokens).dtype == torch.float32
+    torch.testing.assert_close(rounded.embed(tokens)[0, 1:], form.embed(tokens)[0, 1:], rtol=2**-11, atol=0.0)
+    assert rounded.embed(tokens)[0, 0, 0] == torch.finfo(torch.float16).max, "no sum with it is infinite"
 
 
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])

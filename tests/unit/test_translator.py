@@ -1,9 +1,11 @@
 """Lines in, lines out: as many, in order, whatever they hold and however they are batched."""
 
+import gc
 import io
 import logging
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -152,6 +154,21 @@ def test_the_file_on_the_disk_is_all_that_is_needed(tiny_checkpoint, translator,
     )
     assert done.stdout.decode().split("\n") == [*translator.translate(LINES), ""]
     assert done.stderr.decode() == "beam 5, score log p / |y|^1, float32\n"
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_weights_that_only_training_needs_can_go(tiny_checkpoint, int8):
+    checkpoint = tiny_checkpoint()
+    translator = Translator(checkpoint, int8=int8)
+    expected = translator.search(LINES, n_best=2)
+    # The decoder's part of the target embedding is in its table.
+    loaded = weakref.ref(checkpoint.model.target_embedding)
+    del checkpoint
+    assert loaded() is not None and translator.keep_decoder_alone() is translator
+    gc.collect()
+    assert loaded() is None
+    assert translator.search(LINES, n_best=2) == expected
+    assert translator.model is translator.checkpoint.model is translator.decoder
 
 
 def test_no_warning_for_ordinary_lines(translator, caplog):
