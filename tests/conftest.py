@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,21 @@ def tiny_model():
         return model
 
     return make
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Regions are traced as for a compiler, and run by torch's own operations: quick, and no C++ compiler is needed."""
+    from nmt import compilation
+
+    monkeypatch.setattr(compilation, "_BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    for name in ("attention", "dropout"):
+        module = sys.modules[f"nmt.models.{name}"]
+        for part in vars(module).values():
+            if isinstance(part, compilation.Region):
+                monkeypatch.setattr(part, "_compiled", None)
+    monkeypatch.setattr(sys.modules["nmt.objectives.likelihood"]._exponentiate, "_compiled", None)
 
 
 @pytest.fixture(scope="session")

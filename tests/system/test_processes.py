@@ -118,6 +118,16 @@ def test_two_processes_then_one_are_one(small_corpus, tmp_path, monkeypatch):
     assert norms[0] == norms[1] and padding[0] == padding[1] and len(norms[0]) == 9
 
 
+def test_two_processes_with_compiled_regions_are_one(small_corpus, tmp_path, traced):
+    options = {"model.dropout": 0.3, "trainer.compile": True, "trainer.max_steps": 4, "trainer.validate_every": 2}
+    both = make_config(tmp_path / "both", small_corpus, options)
+    told = run_processes(2, both, tmp_path / "words")
+    assert "trainer.compile: " in told
+    whole = make_config(tmp_path / "whole", small_corpus, {**options, "trainer.accumulate": 2})
+    train_quietly(whole)
+    assert_same_run(tmp_path / "whole", tmp_path / "both")
+
+
 def test_a_loss_that_is_no_number_is_skipped_by_all(small_corpus, tmp_path, monkeypatch):
     """Whichever process has the batch, the update is that of one process: none."""
     original = CrossEntropy.__call__

@@ -25,19 +25,6 @@ def count():
     return compilation._Compiler.variants
 
 
-@pytest.fixture
-def traced(monkeypatch):
-    """Regions are traced as for a compiler, and run by torch's own operations: quick, and no C++ compiler is needed."""
-    monkeypatch.setattr(compilation, "_BACKEND", "aot_eager")
-    torch._dynamo.reset()
-    for name in ("attention", "dropout"):
-        module = sys.modules[f"nmt.models.{name}"]
-        for part in vars(module).values():
-            if isinstance(part, Region):
-                monkeypatch.setattr(part, "_compiled", None)
-    monkeypatch.setattr(sys.modules["nmt.objectives.likelihood"]._exponentiate, "_compiled", None)
-
-
 def attend(slots, sources):
     """Contexts, attention and all gradients of additive attention."""
     torch.manual_seed(0)
