@@ -1,6 +1,7 @@
 """Target tokens a second of training: nmt beside joeynmt and OpenNMT-py, the same text and pieces.
 
-Their models are not RNNsearch, and have fewer products: so ours is trained in the shape of each, too.
+Their models are not RNNsearch, and have fewer products: so ours is trained in the shape of each, too. By --only each
+comes compiled (trainer.compile), in bfloat16 (trainer.precision), and both: "nmt, as joeynmt, bf16, compiled".
 
 Each trains by its own command, one thread, in batches of as many tokens, by sentences of mixed lengths, once over the
 text, and once over an eighth of it. Tokens and CPU time are the differences of the two, so that start-up, reading and
@@ -56,6 +57,12 @@ PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "aten::addm
 PARTS = (8, 1)
 AS_JOEYNMT, AS_OPENNMT = "nmt, as joeynmt", "nmt, as OpenNMT-py"
 SHAPES = ("nmt", AS_JOEYNMT, AS_OPENNMT)
+WAYS: dict[str, dict[str, Any]] = {
+    "": {},
+    ", compiled": {"trainer.compile": True},
+    ", bf16": {"trainer.precision": "bf16"},
+    ", bf16, compiled": {"trainer.compile": True, "trainer.precision": "bf16"},
+}
 # Updates, as with the peers.
 WARMUP = 0
 
@@ -113,16 +120,24 @@ def shape(name: str, task: Task) -> dict[str, Any]:
     return {"nmt": {}, AS_JOEYNMT: luong | {"model.readout": "tanh"}, AS_OPENNMT: luong | halves}[name]
 
 
-def train_own(name: str, task: Task, _: Path | None, part: int) -> Training:
-    """Ours in one of the shapes, for a part of an epoch."""
-    run = task.folder / f"{name}.{part}"
+def train_own(name: str, way: str, task: Task, _: Path | None, part: int) -> Training:
+    """Ours in one of the shapes and one of the ways, for a part of an epoch."""
+    run = task.folder / f"{name}{way}.{part}"
     shutil.rmtree(run, ignore_errors=True)
     stream = stream_of(task)
     updates = stream.batches_in_epoch(0) // part
     flags = {"run": run, "trainer.log_every": 1, "cross_entropy.label_smoothing": 0.0, "data.dev_lines": 10}
     flags |= {"data.cache": task.folder / "cache", "optimizer.warmup": WARMUP}
-    flags |= shape(name, task)
-    usage = call(own_training(replace(task, updates=updates), task.batch, **flags), task.folder / "nmt.log")
+    flags |= shape(name, task) | WAYS[way]
+    words, log = own_training(replace(task, updates=updates), task.batch, **flags), task.folder / "nmt.log"
+    if "trainer.compile" in flags:
+        # Both runs of a difference find what this one compiles.
+        words = ["env", f"TORCHINDUCTOR_CACHE_DIR={task.folder / 'compiled'}", *words]
+        if not (done := task.folder / f"{name}{way}.compiled").exists():
+            call(words, log)
+            done.touch()
+            shutil.rmtree(run)
+    usage = call(words, log)
     reports = [json.loads(line) for line in read_lines(run / "metrics.jsonl")]
     losses = [report["nll"] for report in reports if "nll" in report]
     tokens = sum(batch.target_tokens for batch in islice(stream, updates))
@@ -170,7 +185,7 @@ def train_opennmt(task: Task, python: Path | None, part: int) -> Training:
 
 
 SYSTEMS: dict[str, Callable[[Task, Path | None, int], Training]] = {
-    **{name: partial(train_own, name) for name in SHAPES},
+    **{name + way: partial(train_own, name, way) for name in SHAPES for way in WAYS},
     "joeynmt": train_joeynmt,
     "OpenNMT-py": train_opennmt,
 }
@@ -265,7 +280,9 @@ def main() -> None:
     task = Task(chosen.directory, updates=0, batch=chosen.tokens, by="tokens", **sizes)
     prepare(task, chosen.corpora, chosen.pairs)
     names = [
-        name for name in SYSTEMS if (chosen.peers or name in SHAPES) and (chosen.only is None or name in chosen.only)
+        name
+        for name in SYSTEMS
+        if (chosen.peers or name.startswith("nmt")) and name in (chosen.only or (*SHAPES, "joeynmt", "OpenNMT-py"))
     ]
     runs: dict[str, list[tuple[Training, Training]]] = {name: [] for name in names}
     for round_ in range(chosen.rounds):
@@ -283,8 +300,9 @@ def main() -> None:
         peak = max(run.peak for _, run in runs[name]) / 2**20
         print(f"| {name} | {speed:.0f} | {last.updates} | {last.loss:.2f} | {peak:.0f} |")
     for name, speed in speeds.items():
-        if (ours := f"nmt, as {name}") in speeds:
-            print(f"{ours}: {speeds[ours] / speed:.2f} times {name}")
+        for way in WAYS:
+            if (ours := f"nmt, as {name}{way}") in speeds:
+                print(f"{ours}: {speeds[ours] / speed:.2f} times {name}")
     for name in (name for name in SHAPES if name in names):
         share, parameters = share_of_products(name, task, 2)
         print(f"{name}: its matrix products alone take {share:.0%} of a step; {parameters:,} parameters", flush=True)
