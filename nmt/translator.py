@@ -82,8 +82,8 @@ class Translator:
         self._pieces = ["" if number in special else name for number, name in enumerate(names)]
 
     def keep_decoder_alone(self) -> "Translator":
-        """Lets go of the model as it was loaded, whose weights the decoder has in a form of its own: `model` and that of
-        `checkpoint` are from now on the decoder. For programs that only translate, and want the memory."""
+        """Lets go of the model as it was loaded, whose weights the decoder has in a form of its own: `model` and that
+        of `checkpoint` are from now on the decoder. For programs that only translate, and want the memory."""
         self.model = self.decoder
         self.checkpoint = dataclasses.replace(self.checkpoint, model=self.decoder)
         return self

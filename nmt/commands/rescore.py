@@ -167,7 +167,7 @@ def _with_models(chosen: Any, models: dict[str, str], groups: Iterable[list["Ent
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    translators = {name: load(path, chosen.device) for name, path in models.items()}
+    translators = {name: load(path, chosen.device).keep_decoder_alone() for name, path in models.items()}
     for name, path in models.items():
         logger.info("%s: log p of %s", name, path)
     return add_scores(groups, iterate_lines(chosen.source), translators, batch_tokens=chosen.batch_tokens)

@@ -62,7 +62,7 @@ def main(words: list[str]) -> None:
         keep_few_kernels()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    translator = load(chosen.model, chosen.device, ensemble=chosen.ensemble, **precision)
+    translator = load(chosen.model, chosen.device, ensemble=chosen.ensemble, **precision).keep_decoder_alone()
     logger.info("score %s", config.formula)
     perplexity = Perplexity()
     blocks = _blocks(chosen)

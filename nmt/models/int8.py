@@ -25,8 +25,8 @@ def quantize(model: _Module) -> _Module:
     """A copy whose linear layers, and bidirectional GRUs and LSTMs over packed sequences, multiply in int8.
 
     They hold nearly all of a model's arithmetic; layers of one output stay as they are, and embeddings, which are only
-    looked up, are those of the model itself. The table of a decoding form, the largest part of it, is kept in float16. An attribute
-    `bounds` of a module says how large the inputs of its layers (by name) can be.
+    looked up, are those of the model itself. The table of a decoding form, the largest part of it, is kept in float16.
+    An attribute `bounds` of a module says how large the inputs of its layers (by name) can be.
 
     oneDNN keeps a kernel for each number of rows that it meets, a third of a MiB each; a program that wants the memory
     back calls `nmt.models.kernels.keep_few_kernels` before the first product, as `nmt translate --int8` does.
