@@ -23,6 +23,8 @@ def main(words: list[str]) -> None:
     parser.add_argument("-o", "--output", default=None, help="picture (.png, .pdf, .svg); by default KIND.png")
     parser.add_argument("--beam_size", type=int, default=5, help="attention: slots of the search")
     parser.add_class_arguments(SoftSearchConfig, "soft")
+    # More slots, and sharper ones, than are best for training: there is more to see.
+    parser.set_defaults({"soft.beam_size": 4, "soft.candidates": 16, "soft.temperature": 0.3})
     parser.add_argument(
         "--hard_states", action="store_true", help="beam: the search of the loss reachable_bleu, whose states are hard"
     )

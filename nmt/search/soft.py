@@ -39,13 +39,13 @@ Watch = Callable[[str, Tensor], Tensor]
 
 @dataclass
 class SoftSearchConfig:
-    """The soft beam."""
+    """The soft beam. Size and temperature are by default those with which it paid (recipes/results/README.md)."""
 
-    beam_size: int = 4
+    beam_size: int = 2
     """Slots of the soft beam, k."""
-    candidates: int = 16
+    candidates: int = 8
     """Continuations that compete for the slots, C: the best of beam_size * vocabulary."""
-    temperature: float = 0.3
+    temperature: float = 0.5
     """Of the SOFT top-k, in nats; 0.05 to 0.5 suits cumulative log-probabilities. Where a schedule starts."""
     damping: float = 0.1
     """Factor on the gradient of the weights where they mix states and embeddings (values unchanged). 1 is
@@ -67,7 +67,7 @@ class SoftSearchConfig:
                 f"{self.beam_size}; give at least as many (4 times as many is a good start)"
             )
         if not 0 < self.temperature < math.inf:
-            raise UserError(f"soft_beam.search.temperature is {self.temperature}; give a positive number of nats (0.3)")
+            raise UserError(f"soft_beam.search.temperature is {self.temperature}; give a positive number of nats (0.5)")
         if not 0 <= self.damping <= 1:
             raise UserError(f"soft_beam.search.damping is {self.damping}; give a factor from 0 to 1")
         if self.values not in ("soft", "hard"):

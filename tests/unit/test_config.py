@@ -111,7 +111,7 @@ IMPOSSIBLE = {
     },
     ("soft_beam.search", SoftSearchConfig): {
         "beam_size": [0],
-        "candidates": [0, 3],
+        "candidates": [0, 1],
         "temperature": [0.0, -1.0, nan],
         "damping": [-0.1, 1.1, nan],
         "values": ["straight"],
