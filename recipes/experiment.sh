@@ -146,6 +146,9 @@ run_stages() {
         finish 0
     fi
 
+    # What stage 8 would miss is told before days of training.
+    if [ "$tokenized" = moses ] && [ "$stop_stage" -ge 8 ]; then python recipes/moses.py en </dev/null; fi
+
     if wanted 1; then
         echo "== stage 1: corpus get"
         nmt corpus get "$corpus"

@@ -242,6 +242,14 @@ def test_own_bitext_reads_a_text_of_ones_own(tmp_path):
         assert done.returncode == 2 and message in done.stderr
 
 
+def test_a_tokenizer_that_is_missing_is_told_before_the_training(stubbed, monkeypatch):
+    missing = '() { if [ "$1" = recipes/moses.py ]; then echo "run: pip install sacremoses" >&2; return 1; fi; }'
+    monkeypatch.setenv("BASH_FUNC_python%%", missing)
+    done = stubbed("--tokenized", "moses", code=1)
+    assert done.stderr == "run: pip install sacremoses\n" and not done.calls
+    assert stubbed("--tokenized", "moses", "--stop-stage", "7").stages == list("123456")
+
+
 def test_moses_tokenises(tmp_path):
     done = shell("echo \"C'est l'ami, n'est-ce pas ?\" | python recipes/moses.py fr", ROOT, tmp_path)
     try:
