@@ -387,7 +387,7 @@ def test_impossible_search_is_refused(options, words):
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"beam_size": 0}, "beam_size is 0"),
-        ({"candidates": 3}, "candidates is 3, less than"),
+        ({"beam_size": 4, "candidates": 3}, "candidates is 3, less than"),
         ({"damping": 1.5}, "damping is 1.5"),
     ],
 )
