@@ -139,7 +139,7 @@ def beam_search(
         selection = _select(model, scored, config, sampler, open_rows, step)
         if constraints is not None:
             selection = constraints.select(selection, scored, open_rows, step)
-        # The largest of what a step makes: two of them at once would be most of a search's memory.
+        # The largest of what a step makes: they go before those of the next step come.
         del logits, scored
         lattice.add(open_rows, *selection, advanced.attention if attention else None)
         if config.coverage:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
@@ -155,6 +156,22 @@ def test_output_does_not_depend_on_batch_or_padding(tiny_model):
             assert [h.tokens for h in others] == [h.tokens for h in alone]
             assert [h.score for h in others] == pytest.approx([h.score for h in alone], abs=1e-5)
         torch.testing.assert_close(together[row][0].attention, alone[0].attention, atol=1e-5, rtol=0)
+
+
+def test_logits_of_one_step_are_in_memory_at_most(tiny_model, monkeypatch):
+    model, made = tiny_model(), []
+    project = model.project
+
+    def projected(features):
+        assert not made or made[-1]() is None
+        logits = project(features)
+        made.append(weakref.ref(logits))
+        return logits
+
+    monkeypatch.setattr(model, "project", projected)
+    batch = random_batch(4, 12, 6)
+    beam_search(model, batch.source, batch.source_lengths, SearchConfig(beam_size=3))
+    assert len(made) > 2
 
 
 def test_attention_rows_sum_to_one_and_fit_the_sentence(tiny_model):
