@@ -37,13 +37,6 @@ def test_a_block_prints_what_it_shows(block, capsys):
     assert shown and capsys.readouterr().out.splitlines() == shown
 
 
-def test_links_and_pictures_are_there():
-    links = re.findall(r"\]\(([^)#]+)\)", TEXT)
-    assert len(links) > 3
-    for link in links:
-        assert link.startswith("https://") or (PAGE.parent / link).is_file(), link
-
-
 def test_markers_of_the_speed_table():
     for kind in ("speed", "speed cuda"):
         assert re.search(rf"^<!-- {kind} -->\n.*\n<!-- /{kind} -->$", TEXT, re.DOTALL | re.MULTILINE)
