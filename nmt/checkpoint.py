@@ -33,7 +33,7 @@ from nmt.models import (
     RNNsearchConfig,
     Seq2Seq,
 )
-from nmt.vocabulary import Vocabulary, open_vocabulary
+from nmt.text.vocabulary import Vocabulary, open_vocabulary
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from nmt.errors import UserError
 from nmt.models.recurrent import RNNsearchConfig
 from nmt.objectives import BSOConfig, CrossEntropyConfig, MinRiskConfig, ScheduledSamplingConfig, SoftBeamConfig
 from nmt.search import SearchConfig
-from nmt.vocabulary import VocabularyConfig
+from nmt.text.vocabulary import VocabularyConfig
 
 
 @dataclass

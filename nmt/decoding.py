@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import torch
 
-from nmt.batching import evaluation_batches
 from nmt.errors import UserError
 from nmt.models import Narrowed, Seq2Seq
 from nmt.search import Constraints, Demand, Hypothesis, SearchConfig, beam_search
 from nmt.shortlist import Shortlist
+from nmt.text.batching import evaluation_batches
 
 # What a batch takes in memory grows with the hypotheses, too; a beam wider than this has smaller batches.
 _SLOTS = 16

@@ -20,7 +20,7 @@ from nmt.models import Pretrained, decoding_form
 from nmt.models.portable import MEMORY, EncoderGraph, Form, StepGraph
 from nmt.runner.folder import CONFIG, PARTS, Exported, Special, describe
 from nmt.runner.settings import Settings
-from nmt.vocabulary import EOS, PAD, UNK, SentencePiece
+from nmt.text.vocabulary import EOS, PAD, UNK, SentencePiece
 
 
 def export_model(checkpoint: Checkpoint, folder: str | Path, settings: Settings | None = None) -> None:

@@ -11,8 +11,8 @@ from nmt.checkpoint import Checkpoint, load_checkpoint
 from nmt.errors import UserError, did_you_mean
 from nmt.models import Ensemble
 from nmt.shortlist import Shortlist
+from nmt.text.vocabulary import Vocabulary
 from nmt.translator import Translator
-from nmt.vocabulary import Vocabulary
 
 
 def load(

@@ -170,7 +170,7 @@ def draw_beam(trace: Sequence[BeamStep]) -> Figure:
 
 
 def draw_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
-    """Training loss and dev BLEU against the update, one line a run; see `nmt.journal.read_journal`."""
+    """Training loss and dev BLEU against the update, one line a run; see `nmt.runs.journal.read_journal`."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, scores = figure.subplots(1, 2)
     for name, reports in runs.items():

@@ -9,7 +9,7 @@ from nmt.errors import UserError
 from nmt.huggingface import library
 from nmt.lines import atomic_folder, check_empty
 from nmt.models import Pretrained
-from nmt.tokenizer import TokenizerVocabulary
+from nmt.text.tokenizer import TokenizerVocabulary
 
 
 def export_folder(checkpoint: Checkpoint, folder: str | Path) -> None:

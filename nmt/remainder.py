@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nmt.batching import evaluation_batches, pad
 from nmt.models import Narrowed, Seq2Seq
 from nmt.models.narrowed import NarrowedMemory
 from nmt.models.remainder import Remainder
 from nmt.models.seq2seq import Advance
 from nmt.search import SearchConfig, beam_search
 from nmt.shortlist import Shortlist
+from nmt.text.batching import evaluation_batches, pad
 
 # Of the Levenberg-Marquardt method: steps, first damping, what it is multiplied by after a good and a bad step.
 _STEPS, _DAMPING, _GOOD, _BAD = 30, 1.0, 0.2, 5.0

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nmt.batching import evaluation_batches, pad
 from nmt.errors import UserError
 from nmt.models import Seq2Seq
 from nmt.search import Hypothesis, SearchConfig, forced_search
+from nmt.text.batching import evaluation_batches, pad
 from nmt.translation import Translation
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from nmt.checksum import KEY, check_content, content_checksum
 from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.models import Remainder, Seq2Seq
-from nmt.vocabulary import Vocabulary
+from nmt.text.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nmt.errors import UserError
 from nmt.search import Demand
-from nmt.vocabulary import Vocabulary
+from nmt.text.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 

@@ -130,7 +130,7 @@ def _tokens_an_update(run: Run, chosen: argparse.Namespace) -> float:
     """Target tokens of a batch, EOS counted, on average."""
     from nmt.checkpoint import load_checkpoint
     from nmt.config_file import read_config
-    from nmt.data_module import TranslationData
+    from nmt.runs.data_module import TranslationData
 
     start = load_checkpoint(home(chosen, run.corpus) / f"{START}.{run.seed}")
     config = read_config(CONFIGS / "study_fine_tuning.yaml", {"data.corpus": run.corpus, **run.flags})

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nmt.evaluation.testset import split_of_card
+from nmt.corpus.testset import split_of_card
 from nmt.lines import write_lines
 
 

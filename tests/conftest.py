@@ -81,8 +81,8 @@ def finished_run(small_corpus, tmp_path_factory) -> Path:
 def tiny_checkpoint(small_corpus):
     """A function that makes checkpoints of random models with real vocabularies (joint or separate)."""
     from nmt.checkpoint import Checkpoint
-    from nmt.corpus import pairs_from_files
-    from nmt.vocabulary import VocabularyConfig, train_vocabularies
+    from nmt.text.pairs import pairs_from_files
+    from nmt.text.vocabulary import VocabularyConfig, train_vocabularies
 
     pairs = pairs_from_files(small_corpus / "train.source", small_corpus / "train.target")
 
@@ -100,7 +100,7 @@ def tiny_checkpoint(small_corpus):
 
 def random_batch(rows: int, vocabulary: int, longest: int, seed: int = 0, shortest: int = 2):
     """A batch of random ids that end in EOS; lengths count it."""
-    from nmt.batching import Batch
+    from nmt.text.batching import Batch
 
     generator = torch.Generator().manual_seed(seed)
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from nmt.journal import read_journal
-from nmt.run import RunFolder
-from nmt.state import PREVIOUS
+from nmt.runs.journal import read_journal
+from nmt.runs.run import RunFolder
+from nmt.runs.state import PREVIOUS
 from tests.processes import Process, train_words
 from tests.unit.runs import make_config, train_quietly, write_corpus
 from tests.unit.test_resume import assert_equal, state_after

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nmt.config import TrainConfig
 from nmt.config_file import write_config
-from nmt.journal import read_journal
+from nmt.runs.journal import read_journal
 
 
 def free_port(address: str = "127.0.0.1") -> int:

@@ -32,7 +32,7 @@ class ReverseRuns:
 
 @pytest.fixture(scope="session")
 def reverse_runs(tmp_path_factory) -> ReverseRuns:
-    from nmt.training import train
+    from nmt.runs.training import train
 
     folder = tmp_path_factory.mktemp("reverse")
     fetch(load_card("reverse", folder / "corpus"))
@@ -52,7 +52,7 @@ def reverse_runs(tmp_path_factory) -> ReverseRuns:
 @pytest.fixture(scope="session")
 def real_translator(corpora, tmp_path_factory) -> Translator:
     """A small model that has seen Multi30k for half a minute: far from good, but no longer random."""
-    from nmt.training import train
+    from nmt.runs.training import train
 
     folder = tmp_path_factory.mktemp("real")
     text = corpora / "multi30k"

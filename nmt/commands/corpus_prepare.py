@@ -24,7 +24,7 @@ def main(words: list[str]) -> None:
     check_engine(chosen)
     data = config.data if chosen.card is None else dataclasses.replace(config.data, corpus=chosen.card)
     # torch takes seconds to import: after the words are known to be right.
-    from nmt.preparation import as_row, prepare
+    from nmt.runs.preparation import as_row, prepare
 
     vocabularies = None
     if chosen.start is not None:

@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nmt.corpus.testset import TestSet, published_test_set, split_of_card
 from nmt.errors import UserError
 from nmt.evaluation import METRICS, check_lengths, check_metrics, evaluate_all
 from nmt.evaluation.comet import CometConfig, find_command
 from nmt.evaluation.report import Result, as_json, print_report, write_sentence_scores
 from nmt.evaluation.significance import check_counts, check_tests, compare
 from nmt.evaluation.suspicion import suspicions
-from nmt.evaluation.testset import TestSet, published_test_set, split_of_card
 from nmt.flags import make_parser, parse
 from nmt.lines import read_lines, write_lines
 

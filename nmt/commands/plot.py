@@ -57,7 +57,7 @@ def main(words: list[str]) -> None:
 
 
 def _reports(path: str) -> list[dict]:
-    from nmt.journal import read_journal
+    from nmt.runs.journal import read_journal
 
     reports = read_journal(Path(path) / "metrics.jsonl")
     if not reports:

@@ -30,13 +30,13 @@ def main(words: list[str]) -> int:
 
 def _run(words: list[str], config: "TrainConfig", start: str | None, resume: bool) -> int:
     """Trains in this process, or starts those that do where nobody has."""
-    from nmt.world import read_world
+    from nmt.runs.world import read_world
 
     if config.trainer.devices > 1 and read_world().size == 1:
-        from nmt.launcher import launch
+        from nmt.runs.launcher import launch
 
         return launch(words, config.trainer.devices)
-    from nmt.training import train
+    from nmt.runs.training import train
 
     # Told apart from defaults only here: what is given on top of --from changes the model's shape.
     given = None if start is None else given_among(words, "model")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nmt.corpus.filter import Filter
-from nmt.corpus.pairs import Bitext, Pair, Pairs
+from nmt.corpus.reader import check_spec, files_of, iterate_spec
 from nmt.errors import UserError, did_you_mean
 from nmt.options import build_config
-from nmt.reader import check_spec, files_of, iterate_spec
+from nmt.text.pairs import Bitext, Pair, Pairs
 
 
 @dataclass

@@ -9,7 +9,7 @@ import numpy as np
 
 from nmt.corpus.fingerprints import Seen, fingerprints, paired
 from nmt.corpus.oddities import oddities
-from nmt.corpus.pairs import Pair, Pairs
+from nmt.text.pairs import Pair, Pairs
 
 _PART = 10_000
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from nmt.corpus.fingerprints import Prints, fingerprints, paired, repeated
 from nmt.corpus.oddities import KINDS, oddities
-from nmt.corpus.pairs import Bitext, Pairs
 from nmt.pool import map_in_order
-from nmt.vocabulary import Vocabulary
+from nmt.text.pairs import Bitext, Pairs
+from nmt.text.vocabulary import Vocabulary
 
 _CHUNK = 10_000
 # A ratio says nothing of a few words.

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from nmt.corpus import Card, file_checksum
+from nmt.corpus.reader import files_of
 from nmt.errors import UserError, did_you_mean
 from nmt.fetch.split import Pair
 from nmt.lines import atomic_path, read_parallel, write_lines
 from nmt.options import build_config
-from nmt.reader import files_of
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nmt.corpus.hub import read_hub
+from nmt.corpus.reader import pick_columns
 from nmt.errors import UserError
 from nmt.fetch.split import Pair
-from nmt.hub import read_hub
-from nmt.reader import pick_columns
 
 
 @dataclass

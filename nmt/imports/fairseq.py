@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nmt.checkpoint import Checkpoint
     from nmt.imports.recurrent import Weights
     from nmt.models import RNNsearchConfig
-    from nmt.tokens import Cut
+    from nmt.text.tokens import Cut
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _state(weights: "Weights", config: "RNNsearchConfig") -> dict[str, Any]:
 def _side(settings: dict[str, Any], name: str, options: Options, path: Path) -> tuple[list[str], list[int], "Cut"]:
     """Tokens, their order and how lines are cut."""
     from nmt.imports.recurrent import cut_of, read_bytes, sort_tokens
-    from nmt.tokens import Cut
+    from nmt.text.tokens import Cut
 
     file = _dictionary(settings, name, getattr(options, f"{name}_dictionary"), path)
     tokens = [*_FIRST, *_read_dictionary(file)]

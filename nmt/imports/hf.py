@@ -35,8 +35,8 @@ def load(source: str, options: Options) -> "Checkpoint":
     """
     from nmt.checkpoint import Checkpoint
     from nmt.models.pretrained import Pretrained, PretrainedConfig
-    from nmt.tokenizer import TokenizerVocabulary, open_tokenizer, pack
-    from nmt.vocabulary import Special
+    from nmt.text.tokenizer import TokenizerVocabulary, open_tokenizer, pack
+    from nmt.text.vocabulary import Special
 
     network = _open_network(source, options.revision)
     tokenizer = open_tokenizer(source, options.revision)

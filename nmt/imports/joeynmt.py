@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from nmt.checkpoint import Checkpoint
     from nmt.imports.recurrent import Weights
     from nmt.models import RNNsearchConfig
-    from nmt.tokens import Cut
+    from nmt.text.tokens import Cut
 
 _SIDES = (("source", "src"), ("target", "trg"))
 _BRIDGES = {"bridge": "tanh", "last": "last", "zero": "zero", "zeros": "zero"}
@@ -160,7 +160,7 @@ def _side(data: dict[str, Any], side: str, path: Path) -> tuple[list[str], list[
 
 def _cut(told: dict[str, Any], tokens: list[str], path: Path) -> "Cut":
     from nmt.imports.recurrent import read_bytes, refuse_unless, restrict
-    from nmt.tokens import Cut
+    from nmt.text.tokens import Cut
 
     level, options = told.get("level", "word"), told.get("tokenizer_cfg") or {}
     lowercase = bool(told.get("lowercase", False))

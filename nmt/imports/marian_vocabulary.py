@@ -10,7 +10,7 @@ import yaml
 
 from nmt.errors import UserError
 from nmt.imports.recurrent import cut_of, read_bytes
-from nmt.tokens import Cut
+from nmt.text.tokens import Cut
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nmt.checkpoint import Checkpoint
     from nmt.imports.recurrent import Weights
     from nmt.models import RNNsearchConfig
-    from nmt.tokens import Cut
+    from nmt.text.tokens import Cut
 
 _SPECIAL = ("<blank>", "<unk>", "<s>", "</s>")
 # Its default is in front, here and below.
@@ -174,7 +174,7 @@ def _side(
 
 def _cut(settings: dict[str, Any], side: str, file: str, path: Path) -> "Cut":
     from nmt.imports.recurrent import read_bytes, refuse_unless
-    from nmt.tokens import Cut
+    from nmt.text.tokens import Cut
 
     transforms = _transforms(settings)
     # These change what is trained on, not what is translated.

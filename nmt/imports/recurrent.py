@@ -12,7 +12,7 @@ from torch import Tensor
 from nmt.checkpoint import Checkpoint
 from nmt.errors import UserError
 from nmt.models import RNNsearchConfig, make_recurrent
-from nmt.tokens import Cut, TokenList
+from nmt.text.tokens import Cut, TokenList
 
 
 def read_checkpoint(path: Path, classes: Sequence[Any] = ()) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from nmt.models.kernels import by_rows
 from nmt.models.normed import NormedCell, NormedRecurrent, NormedSum
 from nmt.models.seq2seq import Advance, Seq2Seq, node_places, pad_nodes
 from nmt.models.steps import for_steps
+from nmt.text.vocabulary import BOS, EOS, PAD
 from nmt.tree import take_rows
-from nmt.vocabulary import BOS, EOS, PAD
 
 State = tuple[tuple[Tensor, ...], ...]
 

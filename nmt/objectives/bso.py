@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
@@ -18,6 +17,7 @@ from nmt.recompute import recomputed
 from nmt.search.beam import Beam, expand, first_beam, restart_beam
 from nmt.search.peaks import log_normaliser
 from nmt.search.selection import hard_reparent, hard_select
+from nmt.text.batching import Batch
 from nmt.tree import join_slots, map_tree, split_slots, take_slots, where_rows
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.likelihood import token_log_likelihood
 from nmt.objectives.objective import Loss, shifted
+from nmt.text.batching import Batch
 
 
 @dataclass

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.objective import Loss
 from nmt.objectives.traced import Figures, pool_risk, traced_loss
 from nmt.objectives.words import Words, check_share
 from nmt.search.trace import Trace
+from nmt.text.batching import Batch
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from nmt.batching import Batch
 from nmt.models.seq2seq import Seq2Seq
+from nmt.text.batching import Batch
 
 
 class Loss(NamedTuple):

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from nmt.batching import Batch
 from nmt.objectives.soft_bleu import ORDER, ReferenceCounts, count_reference
 from nmt.objectives.words import Words
+from nmt.text.batching import Batch
 
 
 class Scorer(Protocol):

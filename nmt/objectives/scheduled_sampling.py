@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
+from nmt.text.batching import Batch
 
 
 @dataclass

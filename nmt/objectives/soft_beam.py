@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from nmt.batching import Batch
 from nmt.errors import UserError, did_you_mean
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
@@ -27,6 +26,7 @@ from nmt.recompute import recomputed
 from nmt.search.beam import Beam, first_beam, restart_beam
 from nmt.search.soft import Operator, SoftSearchConfig, SoftStep, cut_off, soft_advance
 from nmt.search.trace import Trace
+from nmt.text.batching import Batch
 from nmt.topk import Constant, Exponential, Learned, Linear, Schedule, soft_topk, sorted_soft_topk
 from nmt.topk.rivals import OPERATORS
 from nmt.tree import join_slots, map_tree, split_slots

@@ -5,11 +5,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from nmt.batching import Batch
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.soft_bleu import count_reference, soft_bleu
 from nmt.search.beam import Beam
 from nmt.search.soft import SoftSearchConfig, SoftStep, scale_gradient
+from nmt.text.batching import Batch
 
 
 class SoftLoss(ABC):

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from nmt.batching import Batch
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.likelihood import token_log_likelihood, weighted_log_likelihood
 from nmt.objectives.objective import Loss
@@ -22,6 +21,7 @@ from nmt.objectives.prefix_bleu import make_scorer
 from nmt.objectives.words import Words
 from nmt.search.replay import Replay, replay
 from nmt.search.trace import Trace, TraceStep, trace_search
+from nmt.text.batching import Batch
 from nmt.tree import map_tree, take_slots
 
 Figures = dict[str, Tensor]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nmt.errors import UserError
-from nmt.vocabulary import Spelling, Vocabulary
+from nmt.text.vocabulary import Spelling, Vocabulary
 
 logger = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ import nmt
 from nmt.corpus import load_card
 from nmt.evaluation import bleu
 from nmt.lines import read_lines, write_lines
-from nmt.vocabulary import SentencePiece, VocabularyConfig
+from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 
 TOKENS = 32
 """Source and target pieces of a pair of Multi30k, on average; nmt counts tokens and the peers sentences."""

@@ -13,8 +13,8 @@ import torch
 from machine import describe
 
 import nmt
-from nmt.batching import evaluation_batches
 from nmt.lines import read_lines
+from nmt.text.batching import evaluation_batches
 
 
 def main() -> None:

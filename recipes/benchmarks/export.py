@@ -23,8 +23,8 @@ from nmt.checkpoint import NAME, Checkpoint, save_checkpoint
 from nmt.export import export_model
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.runner import load
+from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 from nmt.translator import Translator
-from nmt.vocabulary import SentencePiece, VocabularyConfig
 
 
 def write_lines_of_words(count: int, longest: int, seed: int) -> list[str]:

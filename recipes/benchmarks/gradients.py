@@ -25,15 +25,15 @@ import yaml
 from machine import describe
 from torch import Tensor
 
-from nmt.batching import collate, evaluation_batches
 from nmt.checkpoint import load_checkpoint
 from nmt.config_file import read_config
-from nmt.data_module import TranslationData
-from nmt.encoding import EncodedCorpus
 from nmt.models import Seq2Seq
-from nmt.module import make_objective
 from nmt.objectives.soft_bleu import count_reference, soft_bleu
+from nmt.runs.data_module import TranslationData
+from nmt.runs.module import make_objective
 from nmt.search import SearchConfig, beam_search
+from nmt.text.batching import collate, evaluation_batches
+from nmt.text.encoding import EncodedCorpus
 
 
 def true_bleu(model: Seq2Seq, corpus: EncodedCorpus, rows: list[int], beam_size: int, device: str) -> Tensor:

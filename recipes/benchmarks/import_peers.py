@@ -20,9 +20,10 @@ import yaml
 from machine import describe
 from peers import VARIABLES, Task, call, joeynmt_config, opennmt_config
 
-from nmt.corpus import load_card, pairs_from_files
+from nmt.corpus import load_card
 from nmt.lines import read_lines, write_lines
-from nmt.vocabulary import VocabularyConfig, train_vocabularies
+from nmt.text.pairs import pairs_from_files
+from nmt.text.vocabulary import VocabularyConfig, train_vocabularies
 
 SCORES = Path(__file__).with_name("peer_scores.py")
 # Log-probabilities are sums of some twenty float32 terms.

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from machine import describe
 
-from nmt.batching import TrainingStream
-from nmt.buffering import BufferedStream
-from nmt.corpus import Bitext
-from nmt.encoding import encode_pairs
-from nmt.vocabulary import SentencePiece, VocabularyConfig
+from nmt.text.batching import TrainingStream
+from nmt.text.buffering import BufferedStream
+from nmt.text.encoding import encode_pairs
+from nmt.text.pairs import Bitext
+from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 
 PROCESSES = 10
 _PARTS = 4096

@@ -4,8 +4,8 @@ import sys
 
 import torch
 
-from nmt.headroom import peak_memory, reset_peak
 from nmt.manifest import describe_software
+from nmt.runs.headroom import peak_memory, reset_peak
 
 
 def describe() -> str:

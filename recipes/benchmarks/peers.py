@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from nmt.corpus import Pairs
 from nmt.lines import write_lines
-from nmt.vocabulary import Vocabulary
+from nmt.text.pairs import Pairs
+from nmt.text.vocabulary import Vocabulary
 
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>")
 DROPOUT = 0.2

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from machine import describe
 
-from nmt.batching import Batch, collate
 from nmt.config_file import parse_run
 from nmt.models import make_recurrent
 from nmt.objectives import CrossEntropy, ScheduledSampling
-from nmt.planning import plan_batches
+from nmt.text.batching import Batch, collate
+from nmt.text.planning import plan_batches
 
 
 class Generated:

@@ -16,7 +16,6 @@ import time
 import torch
 from machine import describe, peak_resident, reset_peak_resident
 
-from nmt.batching import Batch
 from nmt.compilation import compile_seconds, compiled_regions
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.objectives import (
@@ -30,6 +29,7 @@ from nmt.objectives import (
     SoftBeamConfig,
 )
 from nmt.search import SoftSearchConfig
+from nmt.text.batching import Batch
 
 UNROLLED = ("bso", "token", "gold_in_beam", "expected_bleu")
 AGAIN = " recompute"

@@ -45,13 +45,14 @@ from peers import (
     write_vocabulary,
 )
 
-from nmt.batching import Batch, TrainingStream
-from nmt.corpus import Pairs, load_card
-from nmt.encoding import encode_pairs
+from nmt.corpus import load_card
 from nmt.lines import read_lines, write_lines
 from nmt.models import RNNsearchConfig, make_recurrent
 from nmt.objectives import CrossEntropy, CrossEntropyConfig
-from nmt.vocabulary import SentencePiece, VocabularyConfig
+from nmt.text.batching import Batch, TrainingStream
+from nmt.text.encoding import encode_pairs
+from nmt.text.pairs import Pairs
+from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "aten::addmm_", "aten::mv", "aten::addmv_")
 PARTS = (8, 1)

@@ -5,7 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
-from nmt.vocabulary import open_vocabulary
+from nmt.text.vocabulary import open_vocabulary
 
 
 def main() -> None:

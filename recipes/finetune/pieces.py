@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from nmt.corpus import pairs_from_files
 from nmt.lines import write_lines
-from nmt.vocabulary import VocabularyConfig, train_vocabularies
+from nmt.text.pairs import pairs_from_files
+from nmt.text.vocabulary import VocabularyConfig, train_vocabularies
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def test_a_fresh_marian_model_is_imported_and_trains(tmp_path, monkeypatch):
     from nmt.fetch import fetch
     from nmt.imports.hf import Options, load
     from nmt.lines import write_lines
-    from nmt.training import train
+    from nmt.runs.training import train
     from tests.trained import shipped
 
     card = load_card(str(small_card(tmp_path)))

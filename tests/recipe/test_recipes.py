@@ -29,7 +29,7 @@ def shell(command: str | list[str], folder: Path, cache: Path) -> subprocess.Com
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_configuration_trains(path, tmp_path, reverse_runs):
     """Two updates of each on the generated corpus, with the sizes that it states."""
-    from nmt.training import train
+    from nmt.runs.training import train
 
     changes = {
         "run": str(tmp_path / "run"),

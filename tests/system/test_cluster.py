@@ -146,7 +146,7 @@ def test_odd_texts_end_as_in_one_process(finished_run, address, tmp_path, monkey
 
 
 def test_a_prepared_corpus_is_that_of_one_process(small_corpus, tmp_path, address, monkeypatch):
-    monkeypatch.setattr("nmt.encoding._CHUNK", 7)
+    monkeypatch.setattr("nmt.text.encoding._CHUNK", 7)
     caches = []
     for name, words in {"one": [], "two": ["--engine", "ray", "--address", address]}.items():
         config = make_config(tmp_path / "run", small_corpus, {"data.cache": str(tmp_path / name)})

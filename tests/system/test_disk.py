@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nmt.run import RunFolder
-from nmt.state import check_state
+from nmt.runs.run import RunFolder
+from nmt.runs.state import check_state
 from tests.processes import Process, train_words, wait_for_update
 from tests.unit.runs import make_config, train_quietly
 from tests.unit.test_resume import assert_equal, state_after

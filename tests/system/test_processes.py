@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from nmt.config_file import read_config
-from nmt.journal import read_journal
 from nmt.manifest import read_manifest
 from nmt.objectives import CrossEntropy
-from nmt.run import RunFolder
-from nmt.state import read_state
-from nmt.world import PARENT
+from nmt.runs.journal import read_journal
+from nmt.runs.run import RunFolder
+from nmt.runs.state import read_state
+from nmt.runs.world import PARENT
 from tests import ROOT
 from tests.processes import Process, free_port, srun_variables, start, torchrun_variables, train_words, wait_for_update
 from tests.unit.runs import make_config, train_quietly
@@ -234,7 +234,7 @@ def test_the_time_is_over_for_all_at_once(small_corpus, tmp_path, monkeypatch):
     """The clock of the second process is ten times as fast: ten seconds before the first update, and ten for each."""
     clock = itertools.count()
     monkeypatch.setattr(
-        "nmt.stopper.time.monotonic", lambda: next(clock) * (10 if os.environ.get("RANK") == "1" else 1)
+        "nmt.runs.stopper.time.monotonic", lambda: next(clock) * (10 if os.environ.get("RANK") == "1" else 1)
     )
     options = {"trainer.max_minutes": 1.0, "trainer.max_steps": 100, "trainer.validate_every": 100}
     config = make_config(tmp_path / "run", small_corpus, options)

@@ -6,8 +6,8 @@ import gzip
 import pytest
 import torch
 
-from nmt.batching import pad
 from nmt.search import SearchConfig, SoftSearchConfig, beam_search, soft_beam_search
+from nmt.text.batching import pad
 from tests.unit.test_search import hard_steps
 
 pytestmark = pytest.mark.system

@@ -3,7 +3,7 @@
 import pytest
 
 from nmt.corpus import load_card
-from nmt.journal import read_journal
+from nmt.runs.journal import read_journal
 
 pytestmark = pytest.mark.system
 
@@ -34,7 +34,7 @@ def test_the_soft_beam_was_really_trained_through(reverse_runs):
 
 def test_expected_bleu_raises_what_it_maximises(reverse_runs, tmp_path):
     """From a half-trained model, the unrolled search's own BLEU goes up."""
-    from nmt.training import train
+    from nmt.runs.training import train
     from tests.trained import shipped
 
     common = {

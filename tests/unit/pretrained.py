@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nmt.batching import pad
 from nmt.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmt.imports.hf import Options, load
 from nmt.models import Pretrained
+from nmt.text.batching import pad
 
 SIZE = 60
 WORDS = [f"{a}{b}" for a in "bdfgklmnp" for b in "aeiou"]

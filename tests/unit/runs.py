@@ -7,7 +7,7 @@ from typing import Any
 
 from nmt.config import TrainConfig
 from nmt.fetch.reverse import Reverse, generate_reverse
-from nmt.training import train
+from nmt.runs.training import train
 
 TINY = {
     "model.embedding": 8,

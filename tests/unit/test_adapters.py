@@ -26,8 +26,8 @@ from nmt.objectives import (
     SoftBeam,
     SoftBeamConfig,
 )
+from nmt.runs.state import read_state
 from nmt.search import SoftSearchConfig
-from nmt.state import read_state
 from tests.conftest import random_batch
 from tests.unit.pretrained import WORDS, save
 from tests.unit.runs import make_config, train_quietly

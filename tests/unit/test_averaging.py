@@ -17,7 +17,7 @@ from nmt.checkpoint import (
     save_checkpoint,
 )
 from nmt.errors import UserError
-from nmt.run import RunFolder
+from nmt.runs.run import RunFolder
 from nmt.translator import Translator
 from tests.unit.runs import make_config, train_quietly
 from tests.unit.test_cli import refused, run  # noqa: F401

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmt.batching import TrainingStream, collate, cut_longer, evaluation_batches, plan_batches
-from nmt.corpus import Pairs
-from nmt.encoding import Encoded, encode_pairs
 from nmt.errors import UserError
-from nmt.vocabulary import EOS, PAD, SentencePiece, VocabularyConfig
+from nmt.text.batching import TrainingStream, collate, cut_longer, evaluation_batches, plan_batches
+from nmt.text.encoding import Encoded, encode_pairs
+from nmt.text.pairs import Pairs
+from nmt.text.vocabulary import EOS, PAD, SentencePiece, VocabularyConfig
 
 LENGTHS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=300)
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.objectives import (
     BSO,
@@ -17,6 +16,7 @@ from nmt.objectives import (
     SoftBeam,
 )
 from nmt.search import SearchConfig, beam_search
+from nmt.text.batching import Batch
 from tests.conftest import random_batch
 from tests.unit.test_objectives import NAMES, check_gradient, soft_config
 from tests.unit.test_prefix_bleu import within_reach

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from nmt import budget
-from nmt.budget import Probe, Trial, best_of, budgets, find_budget, settle_budget
 from nmt.config_file import read_config
-from nmt.data_module import TranslationData
 from nmt.errors import UserError
-from nmt.headroom import free_memory, peak_memory, reset_peak
 from nmt.manifest import read_manifest
-from nmt.module import TranslationModule
 from nmt.objectives import CrossEntropy
-from nmt.training import build_checkpoint
-from nmt.world import World
+from nmt.runs import budget
+from nmt.runs.budget import Probe, Trial, best_of, budgets, find_budget, settle_budget
+from nmt.runs.data_module import TranslationData
+from nmt.runs.headroom import free_memory, peak_memory, reset_peak
+from nmt.runs.module import TranslationModule
+from nmt.runs.training import build_checkpoint
+from nmt.runs.world import World
 from tests.unit.runs import make_config, train_quietly
 from tests.unit.test_resume import assert_equal, state_after
 

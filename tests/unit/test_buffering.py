@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmt.buffering import BufferedStream
-from nmt.corpus import Bitext, Pairs
 from nmt.errors import UserError
-from nmt.vocabulary import EOS, SentencePiece, VocabularyConfig
+from nmt.text.buffering import BufferedStream
+from nmt.text.pairs import Bitext, Pairs
+from nmt.text.vocabulary import EOS, SentencePiece, VocabularyConfig
 
 WORDS = ["the", "cat", "sees", "one", "big", "house", "near", "a", "river"]
 MOST = 12

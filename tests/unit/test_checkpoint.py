@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from nmt.checkpoint import NAME, find_model, load_checkpoint, save_checkpoint
 from nmt.errors import UserError
-from nmt.state import AtomicCheckpointIO, read_state
+from nmt.runs.state import AtomicCheckpointIO, read_state
 from nmt.translator import Translator
 
 
@@ -231,7 +231,7 @@ import resource, sys
 from pathlib import Path
 from nmt import cli
 from nmt.checkpoint import load_checkpoint, save_checkpoint
-from nmt.state import AtomicCheckpointIO, read_state
+from nmt.runs.state import AtomicCheckpointIO, read_state
 
 folder, kind = Path(sys.argv[1]), sys.argv[2]
 model = load_checkpoint(folder / "model.safetensors")

@@ -14,8 +14,8 @@ from nmt import __version__, cli, config_file, flags
 from nmt.config_file import write_config
 from nmt.imports import TOOLKITS
 from nmt.lines import read_lines
-from nmt.run import RunFolder
-from nmt.state import read_state
+from nmt.runs.run import RunFolder
+from nmt.runs.state import read_state
 from tests import ROOT
 from tests.unit.runs import make_config, write_corpus
 

@@ -11,11 +11,11 @@ import torch
 from nmt import cli, compilation
 from nmt.compilation import Region, compile_ahead, compiled_regions, prove_compiler
 from nmt.errors import UserError
-from nmt.journal import read_journal
 from nmt.models import RNNsearchConfig, make_recurrent
 from nmt.models.attention import AdditiveAttention
 from nmt.models.dropout import dropout
 from nmt.objectives.likelihood import token_log_likelihood
+from nmt.runs.journal import read_journal
 from tests.unit.runs import make_config, train_quietly, write_corpus
 
 compiles = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")

@@ -20,7 +20,7 @@ from nmt.objectives import (
     TemperatureConfig,
 )
 from nmt.search import SearchConfig, SoftSearchConfig
-from nmt.vocabulary import VocabularyConfig
+from nmt.text.vocabulary import VocabularyConfig
 
 nan = math.nan
 IMPOSSIBLE = {

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nmt.corpus import Pairs, bitext_from_files, card_names, load_card, pairs_from_files
+from nmt.corpus import card_names, load_card
 from nmt.errors import UserError
+from nmt.text.pairs import Pairs, bitext_from_files, pairs_from_files
 
 CARD = """
 languages: {source: en, target: fr}

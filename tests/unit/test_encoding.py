@@ -7,11 +7,11 @@ import random
 import numpy as np
 import pytest
 
-from nmt import encoding
-from nmt.corpus import Pairs
-from nmt.encoding import EncodedCorpus, encode_pairs
 from nmt.errors import UserError
-from nmt.vocabulary import SentencePiece, VocabularyConfig
+from nmt.text import encoding
+from nmt.text.encoding import EncodedCorpus, encode_pairs
+from nmt.text.pairs import Pairs
+from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from nmt.models import decoding_form
 from nmt.runner import Settings
 from nmt.runner.__main__ import main as run_exported
 from nmt.runner.graphs import Encoded, Graphs
-from nmt.tokens import Cut, TokenList
+from nmt.text.tokens import Cut, TokenList
+from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 from nmt.translator import LengthLimit, Translator
-from nmt.vocabulary import SentencePiece, VocabularyConfig
 from tests import ROOT
 from tests.conftest import random_batch
 

@@ -9,8 +9,7 @@ import time
 
 import pytest
 
-from nmt import hub
-from nmt.corpus import load_card
+from nmt.corpus import hub, load_card
 from nmt.errors import UserError
 from nmt.fetch import fetch, libreoffice
 from nmt.fetch.libreoffice import LibreofficeHelp, pair_sentences, pair_trees, read_page, split_help, unpack

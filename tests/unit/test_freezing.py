@@ -27,8 +27,8 @@ from nmt.objectives import (
     SoftBeamConfig,
 )
 from nmt.objectives.likelihood import token_log_likelihood
+from nmt.runs.state import read_state
 from nmt.search import SoftSearchConfig
-from nmt.state import read_state
 from tests.conftest import random_batch
 from tests.unit.runs import make_config, train_quietly
 from tests.unit.test_resume import assert_equal, state_after

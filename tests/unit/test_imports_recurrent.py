@@ -130,8 +130,8 @@ def test_words_and_lower_case(tmp_path):
 @pytest.fixture(scope="module")
 def sentencepiece(small_corpus, tmp_path_factory):
     """A SentencePiece model's file."""
-    from nmt.corpus import pairs_from_files
-    from nmt.vocabulary import VocabularyConfig, train_vocabularies
+    from nmt.text.pairs import pairs_from_files
+    from nmt.text.vocabulary import VocabularyConfig, train_vocabularies
 
     pairs = pairs_from_files(small_corpus / "train.source", small_corpus / "train.target")
     path = tmp_path_factory.mktemp("pieces") / "pieces.model"

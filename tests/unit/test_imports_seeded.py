@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from nmt.batching import pad
 from nmt.checkpoint import load_checkpoint
 from nmt.cli import main
 from nmt.errors import UserError
@@ -20,6 +19,7 @@ from nmt.models import RNNsearchConfig, quantize
 from nmt.objectives.objective import shifted
 from nmt.scoring import score_ids
 from nmt.search import SearchConfig, beam_search
+from nmt.text.batching import pad
 from nmt.translator import Translator
 from tests.unit.numpy_peers import CODES, FairseqShape, MarianShape, write_fairseq, write_marian
 from tests.unit.runs import make_config, train_quietly

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nmt import cli
-from nmt.corpus import Bitext, Filter, Pairs, load_card
+from nmt.corpus import Filter, load_card
 from nmt.corpus.fingerprints import Seen, fingerprints, paired, repeated
 from nmt.corpus.inspection import Checks, inspect
 from nmt.corpus.language import Expected
 from nmt.corpus.oddities import KINDS, oddities
 from nmt.errors import UserError
 from nmt.lines import write_lines
+from nmt.text.pairs import Bitext, Pairs
 
 
 @pytest.mark.parametrize(

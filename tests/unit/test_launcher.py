@@ -8,7 +8,7 @@ import time
 import pytest
 
 from nmt.errors import LostError
-from nmt.launcher import launch
+from nmt.runs.launcher import launch
 
 PROGRAM = textwrap.dedent(
     """
@@ -51,7 +51,7 @@ def there(pid):
 
 
 def test_when_one_is_killed_all_end_and_the_reason_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("nmt.launcher.GRACE", 0.5)
+    monkeypatch.setattr("nmt.runs.launcher.GRACE", 0.5)
     began = time.monotonic()
     with pytest.raises(LostError, match=r"process 1 of 3 was killed \(SIGKILL; .*--resume"):
         run(tmp_path, "deaf,wait", "die", "wait")
@@ -61,7 +61,7 @@ def test_when_one_is_killed_all_end_and_the_reason_is_told(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_signals_are_passed_on(tmp_path, number, code):
-    script = "import sys; from nmt.launcher import launch; sys.exit(launch(sys.argv[2:], 2, ('-c', sys.argv[1])))"
+    script = "import sys; from nmt.runs.launcher import launch; sys.exit(launch(sys.argv[2:], 2, ('-c', sys.argv[1])))"
     process = subprocess.Popen([sys.executable, "-c", script, PROGRAM, str(tmp_path), "wait", "wait"])
     for _ in range(3000):
         if all((tmp_path / str(rank)).exists() for rank in (0, 1)):

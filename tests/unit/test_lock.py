@@ -13,8 +13,8 @@ import pytest
 
 from nmt.errors import UserError
 from nmt.lock import NAME, FolderLock
-from nmt.run import RunFolder
-from nmt.state import check_state
+from nmt.runs.run import RunFolder
+from nmt.runs.state import check_state
 from tests.processes import Process, train_words, wait_for_update
 from tests.unit.runs import make_config, train_quietly
 

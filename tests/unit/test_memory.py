@@ -4,8 +4,8 @@ import gzip
 
 import pytest
 
+from nmt.corpus.memory import read_memory
 from nmt.errors import UserError
-from nmt.memory import read_memory
 
 TMX = """<?xml version="1.0" encoding="utf-8"?>
 <tmx version="1.4"><header srclang="en"/><body>

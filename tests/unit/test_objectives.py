@@ -294,7 +294,7 @@ def test_hard_values_whose_weights_have_no_gradient_are_the_hard_search(tiny_mod
 @pytest.mark.parametrize("loss", ["token", "gold_in_beam", "expected_bleu", "reachable_bleu"])
 def test_soft_losses_do_not_depend_on_the_batch(tiny_model, loss):
     """A sentence alone, in its own padding, adds what it adds in a batch."""
-    from nmt.batching import Batch
+    from nmt.text.batching import Batch
 
     model = tiny_model(vocabulary=14, seed=4).double()
     batch = random_batch(5, 14, 7, seed=1, shortest=7)  # equal lengths, so that overrun means the same

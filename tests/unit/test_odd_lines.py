@@ -17,8 +17,8 @@ from nmt.files.job import Job
 from nmt.lines import count_lines, iterate_lines
 from nmt.models import RNNsearch, RNNsearchConfig
 from nmt.search import SearchConfig
+from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 from nmt.translator import LengthLimit, Translator
-from nmt.vocabulary import SentencePiece, VocabularyConfig
 from tests import ROOT
 
 COUNT = 10_000

@@ -10,9 +10,9 @@ from nmt.errors import UserError
 from nmt.glyphs import drawable
 from nmt.plots import BeamStep, draw_attention, draw_beam, draw_curves, save_figure, trace_beam
 from nmt.search import SoftSearchConfig
+from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 from nmt.translation import Translation
 from nmt.translator import Translator
-from nmt.vocabulary import SentencePiece, VocabularyConfig
 
 LINE = "the cat sees the dog"
 

@@ -6,13 +6,15 @@ import time
 
 import pytest
 
-from nmt import cli, data_module, encoding
+from nmt import cli
 from nmt.config_file import write_config
-from nmt.corpus import pairs_from_files
 from nmt.errors import UserError
 from nmt.pool import map_in_order
-from nmt.preparation import prepare
-from nmt.vocabulary import UNK, SentencePiece
+from nmt.runs import data_module
+from nmt.runs.preparation import prepare
+from nmt.text import encoding
+from nmt.text.pairs import pairs_from_files
+from nmt.text.vocabulary import UNK, SentencePiece
 from tests.unit.runs import make_config, train_quietly
 
 

@@ -11,7 +11,6 @@ import torch
 
 pytest.importorskip("transformers")
 
-from nmt.batching import Batch, pad
 from nmt.errors import UserError
 from nmt.models import Ensemble, Pretrained, PretrainedConfig, RNNsearchConfig
 from nmt.objectives import (
@@ -26,9 +25,10 @@ from nmt.objectives import (
 )
 from nmt.search import SearchConfig, forced_search
 from nmt.search.soft import SoftSearchConfig, soft_beam_search
+from nmt.text.batching import Batch, pad
+from nmt.text.vocabulary import VocabularyConfig
 from nmt.translator import LengthLimit, Translator
 from nmt.tree import leaves
-from nmt.vocabulary import VocabularyConfig
 from nmt.wishes import Wish
 from tests.unit.pretrained import INPUTS, KINDS, OTHERS, SIZE, Case, framed, make_case, model_of, sources, targets
 from tests.unit.test_search import hard_steps
@@ -261,9 +261,9 @@ def test_an_update_lowers_the_loss_on_its_batch(case: Case, objective: Any) -> N
 
 
 def test_a_run_keeps_the_tokenizer_and_the_settings(case: Case, tmp_path: Path) -> None:
-    from nmt.corpus import Pairs
-    from nmt.data_module import choose_vocabularies
-    from nmt.transfer import shape_of, transfer
+    from nmt.runs.data_module import choose_vocabularies
+    from nmt.runs.transfer import shape_of, transfer
+    from nmt.text.pairs import Pairs
 
     found = case.checkpoint
     both = found.source_vocabulary, found.target_vocabulary

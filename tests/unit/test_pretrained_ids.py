@@ -11,14 +11,14 @@ pytest.importorskip("transformers")
 
 from nmt import cli
 from nmt.config import DataConfig
-from nmt.encoding import encode_pairs
 from nmt.models import Narrowed, Pretrained
-from nmt.preparation import prepare
+from nmt.runs.preparation import prepare
 from nmt.search import SearchConfig, beam_search
 from nmt.shortlist import Shortlist
-from nmt.tokenizer import TokenizerVocabulary, pack
+from nmt.text.encoding import encode_pairs
+from nmt.text.tokenizer import TokenizerVocabulary, pack
+from nmt.text.vocabulary import Special
 from nmt.translator import Translator
-from nmt.vocabulary import Special
 from tests.unit.pretrained import SIZE, WORDS, Case, make_case, make_tokenizer, model_of, sources
 
 
@@ -105,8 +105,8 @@ def test_unknown_pieces_are_counted_as_such(case: Case, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_encoding_goes_on(case: Case, tmp_path: Path, monkeypatch: Any) -> None:
-    from nmt import encoding
-    from nmt.corpus import pairs_from_files
+    from nmt.text import encoding
+    from nmt.text.pairs import pairs_from_files
 
     monkeypatch.setattr(encoding, "_CHUNK", 50)
     for side in ("source", "target"):

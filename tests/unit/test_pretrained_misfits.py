@@ -21,8 +21,8 @@ from nmt.checkpoint import load_checkpoint, save_checkpoint
 from nmt.errors import UserError
 from nmt.huggingface import library
 from nmt.imports.hf import Options, load
-from nmt.tokenizer import TokenizerVocabulary, pack
-from nmt.vocabulary import Special
+from nmt.text.tokenizer import TokenizerVocabulary, pack
+from nmt.text.vocabulary import Special
 from tests import ROOT
 from tests.unit.pretrained import SIZE, make_network, make_tokenizer, save
 

@@ -22,10 +22,10 @@ from nmt.huggingface import library
 from nmt.imports.hf import Options, load
 from nmt.models import Pretrained
 from nmt.pretrained_folder import export_folder
-from nmt.tokenizer import TokenizerVocabulary, pack
+from nmt.text.tokenizer import TokenizerVocabulary, pack
+from nmt.text.vocabulary import Special
 from nmt.translation import words_of
 from nmt.translator import Translator
-from nmt.vocabulary import Special
 from tests.unit.pretrained import WORDS
 
 LINES = [" ".join(random.Random(i).choices(WORDS, k=1 + i % 7)) for i in range(30)]

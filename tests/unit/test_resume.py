@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nmt.objectives import CrossEntropy
-from nmt.state import read_state
+from nmt.runs.state import read_state
 from tests.unit.runs import make_config, train_quietly
 
 N = 6

@@ -19,8 +19,8 @@ from nmt.runner.graphs import Encoded
 from nmt.runner.runner import Runner, _batches
 from nmt.search import SearchConfig
 from nmt.search import beam_search as search_of_torch
+from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 from nmt.translator import LengthLimit
-from nmt.vocabulary import SentencePiece, VocabularyConfig
 from tests.conftest import random_batch
 
 SPECIAL = Special(pad=0, unk=1, bos=2, eos=3)

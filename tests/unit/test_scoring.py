@@ -20,8 +20,8 @@ from nmt.lines import read_lines
 from nmt.models import Ensemble, decoding_form
 from nmt.scoring import Perplexity, score_ids
 from nmt.search import SearchConfig, beam_search
+from nmt.text.vocabulary import UNK
 from nmt.translator import LengthLimit, Translator
-from nmt.vocabulary import UNK
 from tests.conftest import random_batch
 from tests.unit.test_cli import refused, run  # noqa: F401
 
@@ -197,9 +197,9 @@ def test_pieces_have_ids(translator):
 
 def test_perplexity_is_that_of_the_validations(translator):
     """exp of the mean negative log-likelihood a token, computed as training reports it."""
-    from nmt.batching import pad
     from nmt.objectives.cross_entropy import forced_nll
     from nmt.objectives.objective import shifted
+    from nmt.text.batching import pad
 
     sources, targets = ["the cat", "red two", "one"], ["red", "my two one the", "a a a"]
     perplexity = Perplexity()

@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 import sentencepiece
 
-from nmt.segmentation import Segmenter
-from nmt.vocabulary import SentencePiece, VocabularyConfig
+from nmt.text.segmentation import Segmenter
+from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 from tests.unit.test_vocabulary import LINES
 
 ODD = ["", "  ", "the 猫猫 cat", "two   gaps", "ﬁne ▁ text", "x" * 300, "猫", "the\tcat"]
@@ -88,7 +88,7 @@ def test_another_process_draws_the_same(kind, tmp_path):
     vocabulary = make(kind)
     (tmp_path / "model").write_bytes(vocabulary.model)
     script = (
-        "import sys; from nmt.vocabulary import SentencePiece; from tests.unit.test_vocabulary import LINES; "
+        "import sys; from nmt.text.vocabulary import SentencePiece; from tests.unit.test_vocabulary import LINES; "
         "print(SentencePiece(open(sys.argv[1], 'rb').read()).sample(LINES, 5, 0.3))"
     )
     done = subprocess.run(

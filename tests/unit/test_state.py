@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from nmt.errors import UserError
-from nmt.run import RunFolder
-from nmt.state import AtomicCheckpointIO, check_state, read_state
+from nmt.runs.run import RunFolder
+from nmt.runs.state import AtomicCheckpointIO, check_state, read_state
 from tests.unit.runs import make_config, train_quietly
 from tests.unit.test_resume import assert_equal, state_after
 
@@ -138,7 +138,7 @@ def test_without_links_the_previous_state_is_the_last_one_renamed(run, monkeypat
 
 def test_a_run_is_there_from_its_start(small_corpus, tmp_path, monkeypatch):
     """Broken off between its first model and its first validated state, it goes on."""
-    from nmt import run as module
+    from nmt.runs import run as module
 
     whole = make_config(tmp_path / "whole", small_corpus)
     train_quietly(whole)

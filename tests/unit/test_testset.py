@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from nmt.corpus import testset
+from nmt.corpus.testset import published_test_set, split_of_card
 from nmt.errors import UserError
-from nmt.evaluation import testset
-from nmt.evaluation.testset import published_test_set, split_of_card
 from tests import ROOT
 
 SOURCE = ["A cat.", "A house & a tree."]

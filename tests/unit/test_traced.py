@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.objectives import (
     CrossEntropy,
@@ -23,10 +22,11 @@ from nmt.objectives.words import Words
 from nmt.search import SearchConfig, SoftSearchConfig, beam_search
 from nmt.search.replay import replay
 from nmt.search.trace import trace_search
-from nmt.tokens import Cut, TokenList
+from nmt.text.batching import Batch
+from nmt.text.tokens import Cut, TokenList
+from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 from nmt.topk import hard_topk, sorted_soft_topk
 from nmt.topk.rivals import OPERATORS
-from nmt.vocabulary import SentencePiece, VocabularyConfig
 from tests.conftest import random_batch
 from tests.unit.test_objectives import NAMES, check_gradient
 from tests.unit.test_prefix_bleu import within_reach

@@ -15,14 +15,14 @@ from nmt.checkpoint import load_checkpoint
 from nmt.config import OptimizerConfig, TrainConfig
 from nmt.config_file import check_resumable, read_config, write_config
 from nmt.errors import UserError
-from nmt.journal import drop_after, read_journal
 from nmt.manifest import read_manifest
-from nmt.module import TranslationModule, learning_rate_factor
 from nmt.objectives import CrossEntropy, SoftBeam
-from nmt.run import RunFolder
+from nmt.runs.journal import drop_after, read_journal
+from nmt.runs.module import TranslationModule, learning_rate_factor
+from nmt.runs.run import RunFolder
+from nmt.runs.state import read_state
+from nmt.runs.stopper import Stopper
 from nmt.search import beam_search
-from nmt.state import read_state
-from nmt.stopper import Stopper
 from tests.unit.runs import make_config, train_quietly, write_corpus
 
 
@@ -241,7 +241,7 @@ def play(monkeypatch, scores):
     from nmt.evaluation import Score
 
     left = list(scores)
-    monkeypatch.setattr("nmt.module.bleu", lambda *_: Score("BLEU", left.pop(0), "signature", ""))
+    monkeypatch.setattr("nmt.runs.module.bleu", lambda *_: Score("BLEU", left.pop(0), "signature", ""))
 
 
 def test_early_stopping_and_the_best_model(small_corpus, tmp_path, monkeypatch):
@@ -280,7 +280,7 @@ def test_the_best_model_is_that_of_the_highest_score_written(small_corpus, tmp_p
 @pytest.mark.parametrize("minutes", [0.4, 0.5])  # one of them is over between the two batches of an update
 def test_max_minutes_ends_at_a_whole_update_and_counts_over_resumes(small_corpus, tmp_path, monkeypatch, minutes):
     clock = iter(range(0, 100_000, 7))  # seconds a look at the clock
-    monkeypatch.setattr("nmt.stopper.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("nmt.runs.stopper.time.monotonic", lambda: next(clock))
     options = {"trainer.max_minutes": minutes, "trainer.max_steps": 100, "trainer.accumulate": 2}
     config = make_config(tmp_path, small_corpus, options)
     train_quietly(config)
@@ -568,7 +568,7 @@ def test_a_run_that_fails_at_its_first_update_leaves_nothing(small_corpus, tmp_p
 
 
 def test_lack_of_memory_in_a_validation_and_for_the_model(small_corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("nmt.module.beam_search", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    monkeypatch.setattr("nmt.runs.module.beam_search", lambda *_: torch.empty(2**60, dtype=torch.uint8))
     with pytest.raises(
         UserError, match=r"memory is full: a batch of \d+ sentences, .* of the validation at update 4; low"
     ):
@@ -634,7 +634,7 @@ def test_the_journal_counts_tokens_without_padding(small_corpus, tmp_path, monke
         TranslationModule, "training_step", lambda self, batch, n: batches.append(batch[1]) or original(self, batch, n)
     )
     seconds = iter(range(0, 10**6, 2))
-    monkeypatch.setattr("nmt.journal.time.perf_counter", lambda: float(next(seconds)))
+    monkeypatch.setattr("nmt.runs.journal.time.perf_counter", lambda: float(next(seconds)))
     options = {"trainer.max_steps": 4, "trainer.log_every": 2, "trainer.accumulate": 2}
     train_quietly(make_config(tmp_path, small_corpus, {**options, "trainer.validate_every": validate_every}))
     reports = [r for r in read_journal(tmp_path / "metrics.jsonl") if "loss" in r]
@@ -672,7 +672,8 @@ def test_validation_leaves_training_as_it_was(small_corpus, tmp_path, monkeypatc
     """Dropout and random numbers do not depend on how often there is a validation."""
     modes = []
     monkeypatch.setattr(
-        "nmt.module.beam_search", lambda model, *a, **k: modes.append(model.training) or beam_search(model, *a, **k)
+        "nmt.runs.module.beam_search",
+        lambda model, *a, **k: modes.append(model.training) or beam_search(model, *a, **k),
     )
     states = []
     for every in (1, 6):
@@ -688,7 +689,7 @@ import os, signal, sys, logging
 from pathlib import Path
 import pytorch_lightning as pl
 from nmt import cli
-from nmt.module import TranslationModule
+from nmt.runs.module import TranslationModule
 original = TranslationModule.training_step
 
 def step(self, batch, number):

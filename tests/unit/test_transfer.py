@@ -10,16 +10,16 @@ import torch
 from nmt.checkpoint import Checkpoint, load_checkpoint
 from nmt.cli import main
 from nmt.config_file import given_among, write_config
-from nmt.corpus import pairs_from_files
-from nmt.data_module import cached_vocabularies, choose_vocabularies
 from nmt.errors import UserError
 from nmt.freezing import group_of
 from nmt.manifest import read_manifest
 from nmt.models import RNNsearchConfig, make_recurrent
-from nmt.state import read_state
-from nmt.tokens import Cut, TokenList
-from nmt.transfer import shape_of, shared_ids, transfer
-from nmt.vocabulary import VocabularyConfig
+from nmt.runs.data_module import cached_vocabularies, choose_vocabularies
+from nmt.runs.state import read_state
+from nmt.runs.transfer import shape_of, shared_ids, transfer
+from nmt.text.pairs import pairs_from_files
+from nmt.text.tokens import Cut, TokenList
+from nmt.text.vocabulary import VocabularyConfig
 from tests.unit.runs import make_config, train_quietly
 
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
@@ -217,13 +217,13 @@ def test_such_a_run_is_resumed_exactly(case, finished_run, small_corpus, tmp_pat
 
 
 def test_the_first_state_of_a_run_is_the_model(finished_run, small_corpus, tmp_path, monkeypatch):
-    from nmt.run import Saver
+    from nmt.runs.run import Saver
 
     monkeypatch.setattr(Saver, "on_validation_end", lambda *_: None)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "model.safetensors").write_bytes(b"")
-    monkeypatch.setattr("nmt.run.RunFolder.check_free", lambda _: None)
-    monkeypatch.setattr("nmt.training.load_checkpoint", lambda path: load_checkpoint(finished_run))
+    monkeypatch.setattr("nmt.runs.run.RunFolder.check_free", lambda _: None)
+    monkeypatch.setattr("nmt.runs.training.load_checkpoint", lambda path: load_checkpoint(finished_run))
     train_quietly(as_it_is(make_config(tmp_path / "new", small_corpus, {"trainer.max_steps": 1})), start=finished_run)
     state, model = read_state(tmp_path / "new" / "last.ckpt"), load_checkpoint(finished_run).model
     assert state["global_step"] == 0

@@ -4,9 +4,9 @@ import threading
 import numpy as np
 import pytest
 
-from nmt.corpus import Pairs
 from nmt.errors import UserError
-from nmt.vocabulary import BOS, EOS, PAD, UNK, SentencePiece, VocabularyConfig, train_vocabularies
+from nmt.text.pairs import Pairs
+from nmt.text.vocabulary import BOS, EOS, PAD, UNK, SentencePiece, VocabularyConfig, train_vocabularies
 
 _STEMS = ["walk", "talk", "open", "clos", "paint", "print", "read", "writ"]
 _STEMS += ["light", "strong", "quick", "slow", "farm", "garden", "teach", "learn"]

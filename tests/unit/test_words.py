@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 
-from nmt.batching import Batch
 from nmt.config import TrainConfig
 from nmt.errors import UserError
 from nmt.lines import read_lines
-from nmt.module import make_objective
 from nmt.objectives import SoftBeamConfig
 from nmt.objectives.prefix_bleu import WordBLEU, make_scorer
 from nmt.objectives.words import Words, prefix_hashes
-from nmt.tokens import Cut, TokenList
-from nmt.vocabulary import EOS, UNK, SentencePiece, VocabularyConfig
+from nmt.runs.module import make_objective
+from nmt.text.batching import Batch
+from nmt.text.tokens import Cut, TokenList
+from nmt.text.vocabulary import EOS, UNK, SentencePiece, VocabularyConfig
 from tests.unit.test_prefix_bleu import within_reach
 
 LINES = ["the red cat, the (big) dog's owner", "a cat is no dog.", "redder than the-big cats!", "well-known, said he."]

@@ -7,16 +7,16 @@ import torch
 
 from nmt.config import TrainerConfig
 from nmt.errors import ToldError, UserError
-from nmt.gradient import UpdateGradient
 from nmt.manifest import update_manifest
 from nmt.objectives import BSO, CrossEntropy, CrossEntropyConfig, MinRisk, ScheduledSampling, SoftBeam
 from nmt.objectives.bso import BSOConfig
 from nmt.objectives.min_risk import MinRiskConfig
 from nmt.objectives.scheduled_sampling import ScheduledSamplingConfig
 from nmt.objectives.soft_beam import SoftBeamConfig
-from nmt.run import RunFolder
-from nmt.training import check_alike, device_of, prepare
-from nmt.world import World, _meeting_point, read_world
+from nmt.runs.gradient import UpdateGradient
+from nmt.runs.run import RunFolder
+from nmt.runs.training import check_alike, device_of, prepare
+from nmt.runs.world import World, _meeting_point, read_world
 from tests.conftest import random_batch
 from tests.unit.runs import make_config
 
@@ -113,7 +113,7 @@ def test_hosts_that_read_other_texts_are_told(small_corpus, tmp_path):
 )
 def test_a_resumed_run_keeps_its_updates(tmp_path, monkeypatch, processes, asked, found):
     """It had 4 batches an update in one process."""
-    monkeypatch.setattr("nmt.run.read_state", lambda *_, **__: {"run": {"batches": 4}})
+    monkeypatch.setattr("nmt.runs.run.read_state", lambda *_, **__: {"run": {"batches": 4}})
     folder = RunFolder(tmp_path)
     for path in (folder.config, folder.last):
         path.touch()

@@ -17,13 +17,12 @@ from nmt.errors import UserError
 from nmt.lines import atomic_path
 from nmt.lock import lock_file
 from nmt.pool import Spread, map_in_order
-from nmt.vocabulary import UNK, Vocabulary
+from nmt.text.vocabulary import UNK, Vocabulary
 
 if TYPE_CHECKING:
     import pyarrow
 
-    from nmt.corpus import Bitext, Pairs
-    from nmt.corpus.pairs import Pair
+    from nmt.text.pairs import Bitext, Pair, Pairs
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nmt.encoding import EncodedCorpus
 from nmt.errors import UserError
+from nmt.text.encoding import EncodedCorpus
 
 Rows = NDArray[np.int64]
 

@@ -28,9 +28,9 @@ from nmt.config import TrainerConfig
 from nmt.errors import UserError
 from nmt.lock import FolderLock
 from nmt.manifest import read_manifest, update_manifest
-from nmt.module import TranslationModule
-from nmt.state import PREVIOUS, mend_state, read_state
-from nmt.vocabulary import Vocabulary, open_vocabulary
+from nmt.runs.module import TranslationModule
+from nmt.runs.state import PREVIOUS, mend_state, read_state
+from nmt.text.vocabulary import Vocabulary, open_vocabulary
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from nmt.batching import Batch, TrainingStream, fitting_rows, report_beyond, report_left_out, usable_rows
-from nmt.corpus import Bitext, Pairs
-from nmt.encoding import HeldCorpus
 from nmt.errors import UserError
-from nmt.vocabulary import Vocabulary
+from nmt.text.batching import Batch, TrainingStream, fitting_rows, report_beyond, report_left_out, usable_rows
+from nmt.text.encoding import HeldCorpus
+from nmt.text.pairs import Bitext, Pairs
+from nmt.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nmt.errors import UserError
-from nmt.vocabulary import UNK, Spelling, Vocabulary
+from nmt.text.vocabulary import UNK, Spelling, Vocabulary
 
 KIND = b"tokens"
 

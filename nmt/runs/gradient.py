@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nmt.world import World
+from nmt.runs.world import World
 
 
 class UpdateGradient:

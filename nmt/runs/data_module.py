@@ -12,15 +12,16 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from nmt.batching import Batch, Sampler, TrainingStream, collate, cut_longer, evaluation_batches
-from nmt.buffering import BufferedStream
 from nmt.config import DataConfig, TrainerConfig
-from nmt.corpus import Bitext, Pairs, bitext_from_files, load_card, pairs_from_files
-from nmt.encoding import EncodedCorpus, HeldCorpus, check_unknown, encode_pairs
+from nmt.corpus import load_card
 from nmt.errors import UserError
 from nmt.lines import atomic_path
-from nmt.tokenizer import TokenizerVocabulary
-from nmt.vocabulary import SentencePiece, Vocabulary, VocabularyConfig, train_vocabularies
+from nmt.text.batching import Batch, Sampler, TrainingStream, collate, cut_longer, evaluation_batches
+from nmt.text.buffering import BufferedStream
+from nmt.text.encoding import EncodedCorpus, HeldCorpus, check_unknown, encode_pairs
+from nmt.text.pairs import Bitext, Pairs, bitext_from_files, pairs_from_files
+from nmt.text.tokenizer import TokenizerVocabulary
+from nmt.text.vocabulary import SentencePiece, Vocabulary, VocabularyConfig, train_vocabularies
 
 logger = logging.getLogger(__name__)
 

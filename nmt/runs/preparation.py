@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nmt.config import DataConfig
-from nmt.data_module import choose_vocabularies, default_cache, read_texts
-from nmt.encoding import EncodedCorpus, encode_pairs
 from nmt.pool import Spread
-from nmt.vocabulary import Vocabulary
+from nmt.runs.data_module import choose_vocabularies, default_cache, read_texts
+from nmt.text.encoding import EncodedCorpus, encode_pairs
+from nmt.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from nmt.errors import EXIT_PREEMPTED, LostError
-from nmt.world import PARENT
+from nmt.runs.world import PARENT
 
 GRACE = 10.0
 """Seconds that the others have to end by themselves when one has ended badly."""

@@ -10,20 +10,20 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from nmt.batching import Batch
 from nmt.checkpoint import Checkpoint, describe_architecture
 from nmt.config import OptimizerConfig, TrainConfig
-from nmt.data_module import TranslationData
 from nmt.evaluation import Score, bleu
-from nmt.gradient import UpdateGradient
 from nmt.models import Seq2Seq, decoding_form
 from nmt.objectives import BSO, CrossEntropy, MinRisk, Objective, ScheduledSampling, SoftBeam
 from nmt.objectives.cross_entropy import reference_nll
 from nmt.objectives.words import Words
+from nmt.runs.data_module import TranslationData
+from nmt.runs.gradient import UpdateGradient
+from nmt.runs.skipping import Skipping
+from nmt.runs.world import World
 from nmt.search import beam_search
-from nmt.skipping import Skipping
-from nmt.vocabulary import Vocabulary
-from nmt.world import World
+from nmt.text.batching import Batch
+from nmt.text.vocabulary import Vocabulary
 
 
 def make_objective(config: TrainConfig, vocabulary: Vocabulary) -> Objective:

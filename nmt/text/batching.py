@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nmt.encoding import Encoded
 from nmt.errors import UserError
-from nmt.planning import Rows, check_budget, evaluation_batches, plan_batches
-from nmt.vocabulary import EOS, PAD, Special, Vocabulary
+from nmt.text.encoding import Encoded
+from nmt.text.planning import Rows, check_budget, evaluation_batches, plan_batches
+from nmt.text.vocabulary import EOS, PAD, Special, Vocabulary
 
 __all__ = [
     "Batch",

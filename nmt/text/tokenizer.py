@@ -10,7 +10,7 @@ from typing import Any
 
 from nmt.errors import UserError
 from nmt.huggingface import cause_of, library
-from nmt.vocabulary import Special, Vocabulary
+from nmt.text.vocabulary import Special, Vocabulary
 
 _KIND = b"tokenizer\n"
 # What the model has embeddings for and the tokenizer no piece: a search may choose it all the same.

@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from nmt.module import TranslationModule
+from nmt.runs.module import TranslationModule
 
 
 class BeamPicture(pl.Callback):

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from nmt.errors import PreemptedError
-from nmt.world import World
+from nmt.runs.world import World
 
 
 class Preemption(pl.Callback):

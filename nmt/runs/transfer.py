@@ -13,7 +13,7 @@ from nmt.checkpoint import Checkpoint
 from nmt.errors import UserError
 from nmt.freezing import group_of
 from nmt.models import REGULARISATION, Recurrent, RNNsearchConfig
-from nmt.vocabulary import Vocabulary
+from nmt.text.vocabulary import Vocabulary
 
 
 @dataclass

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from nmt.batching import Batch
 from nmt.config import TrainConfig
-from nmt.headroom import free_memory, peak_memory, reset_peak
-from nmt.module import TranslationModule
-from nmt.shortage import is_shortage
-from nmt.world import World
+from nmt.runs.headroom import free_memory, peak_memory, reset_peak
+from nmt.runs.module import TranslationModule
+from nmt.runs.shortage import is_shortage
+from nmt.runs.world import World
+from nmt.text.batching import Batch
 
 logger = logging.getLogger(__name__)
 

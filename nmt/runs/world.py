@@ -1,7 +1,7 @@
 """The processes that train one model together: who they are, and where they meet.
 
-A launcher (`nmt.launcher`, torchrun or srun) tells each process its place by environment variables. They meet for the
-preparation, at each update and at each validation, and nowhere else; each meeting is a method of `World`, and all
+A launcher (`nmt.runs.launcher`, torchrun or srun) tells each process its place by environment variables. They meet for
+the preparation, at each update and at each validation, and nowhere else; each meeting is a method of `World`, and all
 processes have to come to it in the same order.
 """
 
@@ -29,7 +29,7 @@ PREPARATION = timedelta(days=7)
 FAREWELL = timedelta(seconds=10)
 """How long the first process waits, having failed, until the others know."""
 PARENT = "NMT_LAUNCHER"
-"""The variable that holds the number of the process of `nmt.launcher`."""
+"""The variable that holds the number of the process of `nmt.runs.launcher`."""
 
 _joined: list["World"] = []
 

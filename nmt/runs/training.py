@@ -17,28 +17,28 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from nmt.adapters import add_adapters
-from nmt.beam_picture import BeamPicture
-from nmt.budget import Probe, settle_budget
 from nmt.checkpoint import Checkpoint, build_model, describe_architecture, find_model, load_checkpoint
 from nmt.compilation import compile_ahead, compiled_regions, prove_compiler
 from nmt.config import TrainConfig, TrainerConfig
 from nmt.config_file import write_config
-from nmt.data_module import TranslationData
 from nmt.errors import UserError
 from nmt.freezing import count_parameters, freeze, tell_frozen
-from nmt.journal import Journal
 from nmt.manifest import describe_software, now, read_manifest, update_manifest
 from nmt.models import Recurrent, Seq2Seq, make_recurrent
-from nmt.module import TranslationModule
-from nmt.preemption import Preemption
-from nmt.profiling import Profiling
-from nmt.run import TENSORBOARD, RunFolder, Saver
-from nmt.shortage import shortage_told
-from nmt.state import AtomicCheckpointIO
-from nmt.stopper import Stopper
-from nmt.strategy import WorldStrategy
-from nmt.transfer import Transfer, shape_of, transfer
-from nmt.world import World, join_world
+from nmt.runs.beam_picture import BeamPicture
+from nmt.runs.budget import Probe, settle_budget
+from nmt.runs.data_module import TranslationData
+from nmt.runs.journal import Journal
+from nmt.runs.module import TranslationModule
+from nmt.runs.preemption import Preemption
+from nmt.runs.profiling import Profiling
+from nmt.runs.run import TENSORBOARD, RunFolder, Saver
+from nmt.runs.shortage import shortage_told
+from nmt.runs.state import AtomicCheckpointIO
+from nmt.runs.stopper import Stopper
+from nmt.runs.strategy import WorldStrategy
+from nmt.runs.transfer import Transfer, shape_of, transfer
+from nmt.runs.world import World, join_world
 
 logger = logging.getLogger(__name__)
 
@@ -355,7 +355,7 @@ def make_trainer(
             log_every_n_steps=settings.log_every,
             logger=TensorBoardLogger(folder.path, name="", version=TENSORBOARD),
             callbacks=list(callbacks),
-            # The environment keeps Lightning from reading that of a launcher, which `nmt.world` does.
+            # The environment keeps Lightning from reading that of a launcher, which `nmt.runs.world` does.
             plugins=[AtomicCheckpointIO(), LightningEnvironment()],
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -6,7 +6,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from nmt.world import World
+from nmt.runs.world import World
 
 
 class Skipping:

@@ -11,16 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from nmt.errors import UserError, did_you_mean
-from nmt.segmentation import Segmenter
+from nmt.text.segmentation import Segmenter
 
 if TYPE_CHECKING:
-    from nmt.corpus.pairs import Pair
+    from nmt.text.pairs import Pair
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 
 KINDS = {
-    b"tokenizer": ("nmt.tokenizer", "TokenizerVocabulary"),
-    b"tokens": ("nmt.tokens", "TokenList"),
+    b"tokenizer": ("nmt.text.tokenizer", "TokenizerVocabulary"),
+    b"tokens": ("nmt.text.tokens", "TokenList"),
 }
 """Vocabularies that are no SentencePiece model: their bytes begin with the kind and a line end. Module and class, whose
 constructor takes the bytes behind them."""
@@ -307,7 +307,7 @@ class SentencePiece(Vocabulary):
 
     def sample(self, lines: Sequence[str], seed: int, strength: float = 0.1) -> list[list[int]]:
         """Like `encode`, in random pieces (BPE-dropout, unigram sampling) depending on seed and lines only, in any
-        process; see `nmt.segmentation`.
+        process; see `nmt.text.segmentation`.
 
         Args:
             lines: the lines.

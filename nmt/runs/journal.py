@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from nmt.batching import Batch
 from nmt.errors import UserError
 from nmt.lines import atomic_path
-from nmt.module import TranslationModule
+from nmt.runs.module import TranslationModule
+from nmt.text.batching import Batch
 
 logger = logging.getLogger(__name__)
 

@@ -5,16 +5,17 @@ from typing import Any
 import torch
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from nmt.world import World
+from nmt.runs.world import World
 
 
 class WorldStrategy(SingleDeviceStrategy):
     """One device for this process, one process of several.
 
     Of Lightning's own strategy for this, DDP, nothing would be left: batches are dealt out by the stream, gradients
-    summed up by `nmt.gradient`, hypotheses gathered by the module, and the processes started by `nmt.launcher`. Its
-    signal handler and its look at every batch whether a signal has come are meetings of their own, which can hang
-    when a process is gone; so Lightning is told that the world is one, and asks here where it must not be.
+    summed up by `nmt.runs.gradient`, hypotheses gathered by the module, and the processes started by
+    `nmt.runs.launcher`. Its signal handler and its look at every batch whether a signal has come are meetings of their
+    own, which can hang when a process is gone; so Lightning is told that the world is one, and asks here where it must
+    not be.
 
     A strategy that shards the model, Lightning's FSDP, could stand in the same place: the group of processes is joined
     before. Untried; it sums up gradients itself, and has to be told of the methods of a model that objectives call

@@ -100,15 +100,15 @@ def _iterate_one(
     if form == "parquet":
         return pick_columns(_iterate_parquet(directory / spec["parquet"]), spec, languages, name)
     if form == "memory":
-        from nmt.memory import read_memory
+        from nmt.corpus.memory import read_memory
 
         return zip(*read_memory(directory / spec["memory"], languages), strict=True)
     if form == "sacrebleu":
-        from nmt.evaluation.testset import published_test_set
+        from nmt.corpus.testset import published_test_set
 
         found = published_test_set(spec["sacrebleu"], "-".join(languages))
         return zip(found.source, found.references[0], strict=True)
-    from nmt.hub import read_hub
+    from nmt.corpus.hub import read_hub
 
     # A copy in the corpus folder comes before the hub.
     local = directory / spec["hub"]

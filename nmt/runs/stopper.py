@@ -7,8 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 
 from nmt.config import TrainerConfig
-from nmt.module import TranslationModule
-from nmt.world import World
+from nmt.runs.module import TranslationModule
+from nmt.runs.world import World
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""A training run: what `nmt train` does, and what lies in its folder."""

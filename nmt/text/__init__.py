@@ -1,0 +1,1 @@
+"""Text to batches of ids: pairs of lines, vocabularies, encoded corpora, batches."""
