@@ -61,7 +61,7 @@ def traced_loss(
         loss: what is minimised.
         beam_size, candidates, alpha, n_best: see `trace_search`.
         overrun: tokens by which a hypothesis may be longer than its reference.
-        tolerance: weights below this share of the batch's largest are dropped; see `replay`.
+        tolerance: weights below this share of the batch's largest, or the size of rounding, are dropped; see `replay`.
         cross_entropy, label_smoothing: of the cross-entropy (nats a token) that is added; the references' prefixes are
             decoded with the others.
         references: share of the sentences, at least one and drawn by torch's generator, that the cross-entropy is the
@@ -100,6 +100,8 @@ def traced_loss(
     weights = slopes[: len(leaves)]
     # One look for all steps: each would wait for a GPU.
     largest = float(torch.stack([weight.abs().amax() for weight in weights]).amax())
+    # Where nothing that was found is worth more than another, all weights are rounding.
+    least = max(tolerance * largest, torch.finfo(weights[0].dtype).eps)
 
     memory = model.encode(batch.source, batch.source_lengths) if shared is None else shared
     inside = batch.target != model.padding
@@ -109,7 +111,7 @@ def traced_loss(
         led = order < max(1, round(references * len(inside)))
 
     def play(network: Seq2Seq, memory: Any) -> Replay:
-        return replay(network, memory, trace, weights, batch.target, batch.target_lengths, tolerance * largest, led)
+        return replay(network, memory, trace, weights, batch.target, batch.target_lengths, least, led)
 
     played = play(model, memory)
     asked = inside if led is None else inside & led.unsqueeze(1)

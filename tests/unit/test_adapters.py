@@ -28,6 +28,7 @@ from nmt.objectives import (
 )
 from nmt.runs.state import read_state
 from nmt.search import SoftSearchConfig
+from nmt.search.trace import trace_search
 from tests.conftest import random_batch
 from tests.unit.pretrained import WORDS, save
 from tests.unit.runs import make_config, train_quietly
@@ -132,9 +133,14 @@ def test_their_gradients_are_those_of_the_merged_weights(imported: Any, objectiv
         words, ends, padding = ids >= 4, ids == 3, ids == 0
         ids[words] += 4
         ids[ends], ids[padding] = model.eos, model.padding
+    # The references begin as the second slot does; else all that is found is worth as much, and weighs nothing.
+    found = trace_search(model.eval(), model.encode(batch.source, batch.source_lengths), batch.target_lengths, 2, 6)
+    batch.target[:, 0] = found.steps[0].candidates.tokens[:, 1]
     for each in (model, merged):
         torch.manual_seed(5)
-        OBJECTIVES[objective](each.train(), batch, 1).value.backward()
+        loss = OBJECTIVES[objective](each.train(), batch, 1)
+        loss.value.backward()
+        assert all(float(figure) > 1e-4 for name, figure in loss.figures.items() if name.startswith("gradient_"))
     for name in names:
         a, b = (model.get_parameter(f"{name}.lora_{part}.default.weight") for part in "AB")
         slope = merged.get_parameter(f"{name}.weight").grad
