@@ -297,6 +297,20 @@ def test_light_prefixes_are_left_out_and_the_gradient_hardly_moves(model, batch)
     assert torch.linalg.norm(light - exact) < 0.1 * torch.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("tolerance", [0.0, 0.05])
+def test_where_all_is_worth_as_much_nothing_but_the_references_is_decoded(model, batch, tolerance):
+    """The weights are rounding, then, and a share of the largest would be, too."""
+    never = 12
+    with torch.no_grad():
+        for special in (EOS, never):
+            model.output.bias[special] = -80.0
+    batch.target[(batch.target != 0) & (batch.target != EOS)] = never
+    search = SoftSearchConfig(beam_size=2, candidates=6)
+    found = SoftBeam(SoftBeamConfig(search=search, tolerance=tolerance))(model, batch, 1)
+    assert float(found.figures["gradient_reach"]) < 1e-12
+    assert float(found.figures["prefixes"]) == pytest.approx(1.0)
+
+
 def test_a_learned_temperature_has_its_gradient(model, batch):
     learned = objective_of("reachable_bleu", temperature=TemperatureConfig(schedule="learned")).double()
     (parameter,) = learned.parameters()
