@@ -43,8 +43,6 @@ from nmt.evaluation import bleu
 from nmt.lines import read_lines, write_lines
 from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 
-TOKENS = 32
-"""Source and target pieces of a pair of Multi30k, on average; nmt counts tokens and the peers sentences."""
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::addmv_", "onednn::qlinear_pointwise")
 
 
@@ -71,11 +69,18 @@ def prepare(task: Task, corpus: str) -> None:
         write_lines(folder / f"test.one.{kind}", read_lines(folder / f"test.{kind}")[:1])
 
 
+def tokens_of(task: Task) -> int:
+    """The budget of our batches, tokens of the longer side, that holds as many sentences as a batch of the peers."""
+    sides = (read_lines(task.folder / f"train.{side}") for side in ("source", "target"))
+    longest = (max(len(source.split()), len(target.split())) + 1 for source, target in zip(*sides, strict=True))
+    return round(task.batch * statistics.fmean(longest))
+
+
 def systems(task: Task, peers: Path | None) -> dict[str, System]:
     folder = task.folder
 
     def train_own() -> list[str]:
-        return own_training(task, task.batch * TOKENS)
+        return own_training(task, tokens_of(task))
 
     def translate_own(*flags: str) -> Callable[[Path, Path], list[str]]:
         def words(source: Path, output: Path) -> list[str]:
