@@ -5,6 +5,9 @@ sentences each: bidirectional GRU encoder, additive attention, GRU decoder, the 
 test set by its own command line, one thread, in turns. A time is the CPU time of the process less that of translating
 one line (start-up: imports, loading), the median over rounds; memory is the peak resident size of the process.
 
+Models differ in what they have learnt. So ours translates with theirs, too ("joeynmt imported"), which `nmt import`
+makes: the same weights and pieces.
+
 The floor is what the matrix products alone take (a profile of translating the test set, in this process).
 
 The peers live in an environment of their own, see peers.py. Stages that are done are not done again; runs that broke
@@ -46,6 +49,9 @@ from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::addmv_", "onednn::qlinear_pointwise")
 
 
+NMT = [sys.executable, "-m", "nmt"]
+
+
 class System(NamedTuple):
     """How a toolkit is called: `train` gives the words of its training, `translate` those that translate pieces."""
 
@@ -83,11 +89,13 @@ def systems(task: Task, peers: Path | None) -> dict[str, System]:
         return own_training(task, tokens_of(task))
 
     def translate_own(*flags: str) -> Callable[[Path, Path], list[str]]:
+        translate = translate_with(folder / "nmt", *flags)
+        return lambda source, output: translate(source.with_name(f"{source.name}.raw"), output)
+
+    def translate_with(model: Path, *flags: str) -> Callable[[Path, Path], list[str]]:
         def words(source: Path, output: Path) -> list[str]:
-            raw = source.with_name(f"{source.name}.raw")
             common = ["--beam_size", str(task.beam_size), "--threads", "1", "--device", "cpu"]
-            nmt_ = [sys.executable, "-m", "nmt"]
-            return [*nmt_, "translate", str(folder / "nmt"), str(raw), "-o", str(output), *common, *flags]
+            return [*NMT, "translate", str(model), str(source), "-o", str(output), *common, *flags]
 
         return words
 
@@ -99,9 +107,26 @@ def systems(task: Task, peers: Path | None) -> dict[str, System]:
         "nmt --int8 --shortlist": System(train_own, translate_own("--int8", "--shortlist", shortlist)),
     }
     if peers is not None:
-        known["joeynmt"] = _joeynmt(task, peers)
-        known["OpenNMT-py"] = _opennmt(task, peers)
+        for name, system in (("joeynmt", _joeynmt(task, peers)), ("OpenNMT-py", _opennmt(task, peers))):
+            known[name] = system
+            for flags in ((), ("--int8",)):
+                translate = translate_with(imported(folder, name), *flags)
+                known[" ".join((name, "imported", *flags))] = System(system.train, translate)
     return known
+
+
+def imported(folder: Path, name: str) -> Path:
+    """Where the model of a peer lies as one of ours."""
+    return folder / f"{name}.imported"
+
+
+def import_model(task: Task, name: str) -> None:
+    """Makes it."""
+    folder = task.folder
+    if not (to := imported(folder, name)).exists():
+        source = {"joeynmt": folder / "joeynmt", "OpenNMT-py": _opennmt_model(task)}[name]
+        toolkit = name.removesuffix("-py").lower()
+        call([*NMT, "import", toolkit, str(source), "-o", str(to)], folder / f"{name}.log")
 
 
 def _joeynmt(task: Task, python: Path) -> System:
@@ -117,9 +142,13 @@ def _joeynmt(task: Task, python: Path) -> System:
     return System(lambda: joeynmt_training(task, python, config), translate)
 
 
+def _opennmt_model(task: Task) -> Path:
+    return task.folder / "opennmt" / f"model_step_{task.updates}.pt"
+
+
 def _opennmt(task: Task, python: Path) -> System:
     def translate(source: Path, output: Path) -> list[str]:
-        model = task.folder / "opennmt" / f"model_step_{task.updates}.pt"
+        model = _opennmt_model(task)
         flags = ["-beam_size", str(task.beam_size), "-length_penalty", "avg", "-max_length", "60"]
         flags += ["-batch_size", "2048", "-batch_type", "tokens", "-gpu", "-1"]
         words = [str(python.with_name("onmt_translate")), "-model", str(model), "-src", str(source)]
@@ -174,18 +203,11 @@ def main() -> None:
             print(f"training {toolkit}, see {folder / toolkit}.log", flush=True)
             used = call(system.train(), folder / f"{toolkit}.log")
             done.write_text(json.dumps({"seconds": used.seconds, "updates": chosen.updates}))
+        if "imported" in name:
+            import_model(task, toolkit)
     if any("--shortlist" in name for name in known) and not (folder / "shortlist.safetensors").exists():
-        words = ["--source", folder / "train.source.raw", "--target", folder / "train.target.raw"]
-        words = [
-            sys.executable,
-            "-m",
-            "nmt",
-            "shortlist",
-            folder / "nmt",
-            *words,
-            "-o",
-            folder / "shortlist.safetensors",
-        ]
+        texts = ["--source", folder / "train.source.raw", "--target", folder / "train.target.raw"]
+        words = [*NMT, "shortlist", folder / "nmt", *texts, "-o", folder / "shortlist.safetensors"]
         call([str(word) for word in words], folder / "nmt.log")
     report(known, folder, chosen.rounds)
     for int8 in (False, True):
