@@ -47,8 +47,6 @@ from nmt.lines import read_lines, write_lines
 from nmt.text.vocabulary import SentencePiece, VocabularyConfig
 
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::addmv_", "onednn::qlinear_pointwise")
-
-
 NMT = [sys.executable, "-m", "nmt"]
 
 
@@ -121,7 +119,7 @@ def imported(folder: Path, name: str) -> Path:
 
 
 def import_model(task: Task, name: str) -> None:
-    """Makes it."""
+    """Makes one of ours of what a peer has trained, unless it is there."""
     folder = task.folder
     if not (to := imported(folder, name)).exists():
         source = {"joeynmt": folder / "joeynmt", "OpenNMT-py": _opennmt_model(task)}[name]
