@@ -12,7 +12,7 @@ from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.prefix_bleu import make_scorer
-from nmt.objectives.words import Words, check_share
+from nmt.objectives.words import Unit, Words, check_units
 from nmt.recompute import recomputed
 from nmt.search.beam import Beam, expand, first_beam, restart_beam
 from nmt.search.peaks import log_normaliser
@@ -38,6 +38,9 @@ class BSOConfig:
     word_share: float = 0.0
     """share of BLEU of words in what a prefix is worth, from 0 to 1; the rest is BLEU of pieces. Languages
     without spaces want 0."""
+    brevity: Unit = "pieces"
+    """What the brevity penalty of BLEU of pieces counts: pieces, or words, for translations that have fewer pieces than
+    their references and as many words."""
     cross_entropy: float = 0.3
     """Weight of the cross-entropy that is added."""
     label_smoothing: float = 0.1
@@ -52,7 +55,7 @@ class BSOConfig:
         for name in ("margin", "cross_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"bso.{name} is {getattr(self, name)}; give 0 or more")
-        check_share("bso", self.word_share)
+        check_units("bso", self.word_share, self.brevity)
         if self.cost not in ("bleu", "one"):
             raise UserError(f"bso.cost is '{self.cost}'; choose bleu or one")
         if not 0 <= self.label_smoothing < 1:

@@ -9,7 +9,7 @@ from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.objective import Loss
 from nmt.objectives.traced import Figures, pool_risk, traced_loss
-from nmt.objectives.words import Words, check_share
+from nmt.objectives.words import Unit, Words, check_units
 from nmt.search.trace import Trace
 from nmt.text.batching import Batch
 
@@ -29,6 +29,9 @@ class MinRiskConfig:
     word_share: float = 0.0
     """share of BLEU of words in what a prefix is worth, from 0 to 1; the rest is BLEU of pieces. Languages
     without spaces want 0."""
+    brevity: Unit = "pieces"
+    """What the brevity penalty of BLEU of pieces counts: pieces, or words, for translations that have fewer pieces than
+    their references and as many words."""
     overrun: int = 5
     """Tokens by which a hypothesis may be longer than its reference."""
     tolerance: float = 0.05
@@ -44,7 +47,7 @@ class MinRiskConfig:
             raise UserError(f"min_risk.beam_size is {self.beam_size}; give at least 2: a risk needs a choice")
         if self.n_best < 1:
             raise UserError(f"min_risk.n_best is {self.n_best}; give at least 1")
-        check_share("min_risk", self.word_share)
+        check_units("min_risk", self.word_share, self.brevity)
         for name in ("sharpness", "alpha", "overrun", "cross_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"min_risk.{name} is {getattr(self, name)}; give 0 or more")

@@ -29,8 +29,11 @@ def make_scorer(batch: Batch, eos: int, words: Words | None) -> Scorer:
     lengths = batch.target_lengths - 1
     if words is not None and words.share == 1:
         return WordBLEU(words, batch.target, lengths, eos)
-    of_pieces = PrefixBLEU(batch.target, count_reference(batch.target, lengths), eos)
-    if words is None or words.share == 0:
+    pieces = PrefixBLEU(batch.target, count_reference(batch.target, lengths), eos)
+    if words is None:
+        return pieces
+    of_pieces = WordBrevity(words, batch.target, lengths, pieces) if words.brevity == "words" else pieces
+    if words.share == 0:
         return of_pieces
     return MixedBLEU(WordBLEU(words, batch.target, lengths, eos), of_pieces, words.share)
 
@@ -99,9 +102,15 @@ class PrefixBLEU:
         seen = matches.seen + (run.unsqueeze(3) > self.orders) * grows[..., None, None]
         return PrefixMatches(run, seen, matches.length + grows)
 
-    def bleu(self, matches: PrefixMatches, finished: Tensor) -> Tensor:
+    def bleu(self, matches: PrefixMatches, finished: Tensor, brevity: Tensor | None = None) -> Tensor:
         """Smoothed sentence BLEU (batch, slots) of finished hypotheses; of the others, the BLEU that they reach if
-        all tokens to come match the reference as far as what stands allows."""
+        all tokens to come match the reference as far as what stands allows.
+
+        Args:
+            matches: of the prefixes.
+            finished: (batch, slots).
+            brevity: (batch, slots), instead of this BLEU's own, the logarithm of the brevity penalty.
+        """
         counts = self.counts.unsqueeze(1)
         matched = (torch.minimum(matches.seen, counts) / counts.clamp_min(1)).sum(dim=2)
         length, target = matches.length, self.lengths.unsqueeze(1).to(matches.length.dtype)
@@ -118,9 +127,74 @@ class PrefixBLEU:
         smooth = (self.orders > 0).to(total.dtype)
         precision = (matched + smooth) / (total + smooth).clamp_min(1e-6)
         log_precision = precision.clamp_min(1e-12).log().mean(dim=2)
-        brevity = (1 - target / length.clamp_min(1e-6)).clamp(min=-30, max=0)
+        if brevity is None:
+            brevity = log_brevity(length, target)
         score = (log_precision + brevity).exp()
         return torch.where((matched[..., 0] > 0) & (length > 0), score, torch.zeros_like(score))
+
+
+def log_brevity(length: Tensor, target: Tensor) -> Tensor:
+    """The logarithm of BLEU's brevity penalty, min(0, 1 - target / length), not below -30."""
+    return (1 - target / length.clamp_min(1e-6)).clamp(min=-30, max=0)
+
+
+class SpeltMatches(NamedTuple):
+    """What BLEU of pieces knows of a prefix, and how many words that spells.
+
+    Attributes:
+        pieces: what BLEU of pieces knows.
+        ended: (batch, slots), words before the last one.
+        begun: (batch, slots), whether there is a last word.
+        joinable: (batch, slots), whether the next piece may belong to it.
+    """
+
+    pieces: PrefixMatches
+    ended: Tensor
+    begun: Tensor
+    joinable: Tensor
+
+
+class WordBrevity:
+    """BLEU of pieces with the brevity penalty of BLEU of words.
+
+    A translation that says the same in commoner words has fewer pieces and as many words. A penalty that counts pieces
+    rewards it for words that nobody asked for.
+
+    Args:
+        words: of the target vocabulary.
+        target: (batch, longest) ids of the references, EOS and padding included.
+        lengths: (batch,) of them that count.
+        scorer: BLEU of pieces.
+    """
+
+    def __init__(self, words: Words, target: Tensor, lengths: Tensor, scorer: PrefixBLEU) -> None:
+        self.words = words
+        self.scorer = scorer
+        self.targets = words.count(target, lengths).unsqueeze(1)
+
+    def start(self) -> SpeltMatches:
+        pieces = self.scorer.start()
+        none = torch.zeros_like(pieces.length, dtype=torch.bool)
+        return SpeltMatches(pieces, torch.zeros_like(pieces.length), none, none)
+
+    def extend(self, matches: SpeltMatches, tokens: Tensor) -> SpeltMatches:
+        """The prefixes, each with one more piece; EOS leaves a prefix as it is."""
+        grows = tokens != self.scorer.eos
+        joins = self.words.left[tokens] & matches.joinable
+        begun = (self.words.sizes[tokens] > 0) | (joins & matches.begun)
+        return SpeltMatches(
+            self.scorer.extend(matches.pieces, tokens),
+            matches.ended + (grows & ~joins & matches.begun),
+            torch.where(grows, begun, matches.begun),
+            torch.where(grows, self.words.right[tokens], matches.joinable),
+        )
+
+    def bleu(self, matches: SpeltMatches, finished: Tensor) -> Tensor:
+        """Smoothed sentence BLEU (batch, slots) of finished hypotheses; of the others, which can still become as long
+        as they like, the best within reach."""
+        target = self.targets.to(matches.ended.dtype)
+        brevity = log_brevity(matches.ended + matches.begun, target)
+        return self.scorer.bleu(matches.pieces, finished, torch.where(finished, brevity, 0.0))
 
 
 class WordMatches(NamedTuple):

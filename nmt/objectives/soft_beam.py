@@ -21,7 +21,7 @@ from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.soft_losses import BLEULoss, GoldInBeamLoss, SoftLoss, TokenLoss
 from nmt.objectives.traced import Figures, is_open, pool_risk, traced_loss
-from nmt.objectives.words import Words, check_share
+from nmt.objectives.words import Unit, Words, check_units
 from nmt.recompute import recomputed
 from nmt.search.beam import Beam, first_beam, restart_beam
 from nmt.search.soft import Operator, SoftSearchConfig, SoftStep, cut_off, soft_advance
@@ -106,6 +106,9 @@ class SoftBeamConfig:
     word_share: float = 0.0
     """reachable_bleu: share of BLEU of words in what a prefix is worth, from 0 to 1; the rest is BLEU of pieces.
     Languages without spaces want 0."""
+    brevity: Unit = "pieces"
+    """reachable_bleu: what the brevity penalty of BLEU of pieces counts: pieces, or words, for translations that have
+    fewer pieces than their references and as many words. Languages without spaces want pieces."""
     references: float = 1.0
     """reachable_bleu: share of the sentences, at least one, drawn anew for every batch, that the cross-entropy is the
     mean of. Only their references are decoded."""
@@ -134,11 +137,16 @@ class SoftBeamConfig:
                 "soft_beam.search.values is 'hard', but soft_beam.loss 'gold_in_beam' follows the reference's soft "
                 "share of mixed states; use soft, or another loss"
             )
-        check_share("soft_beam", self.word_share)
+        check_units("soft_beam", self.word_share, self.brevity)
         if self.word_share and self.loss != "reachable_bleu":
             raise UserError(
                 f"soft_beam.word_share is {self.word_share}, but soft_beam.loss '{self.loss}' knows none; leave it 0, "
                 "or use reachable_bleu"
+            )
+        if self.brevity != "pieces" and self.loss != "reachable_bleu":
+            raise UserError(
+                f"soft_beam.brevity is {self.brevity}, but soft_beam.loss '{self.loss}' counts pieces alone; leave it "
+                "pieces, or use reachable_bleu"
             )
         for name, high in (("restart", 1.0), ("tolerance", 1.0), ("references", 1.0), ("label_smoothing", 0.999)):
             if not 0 <= getattr(self, name) <= high:

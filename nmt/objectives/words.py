@@ -5,7 +5,7 @@ import random
 import string
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,14 +25,19 @@ MOST_PIECES = 8
 _BASE = random.Random(13).getrandbits(63) | 1
 
 
-def check_share(section: str, share: float) -> None:
-    """Refuses what is no share of BLEU of words.
+Unit = Literal["pieces", "words"]
+
+
+def check_units(section: str, share: float, brevity: str) -> None:
+    """Refuses what is no share of BLEU of words, and no unit of its brevity penalty.
 
     Raises:
-        UserError: it is not within 0..1.
+        UserError: the share is not within 0..1, or the unit neither pieces nor words.
     """
     if not 0 <= share <= 1:
         raise UserError(f"{section}.word_share is {share}; give a number from 0 (pieces alone) to 1 (words alone)")
+    if brevity not in ("pieces", "words"):
+        raise UserError(f"{section}.brevity is '{brevity}'; choose pieces or words")
 
 
 class ReferenceWords(NamedTuple):
@@ -65,6 +70,7 @@ class Words(nn.Module):
     Args:
         vocabulary: of the target side.
         share: of BLEU of words in what a prefix is worth.
+        brevity: what the brevity penalty of the rest, BLEU of pieces, counts.
     """
 
     left: Tensor
@@ -73,9 +79,10 @@ class Words(nn.Module):
     powers: Tensor
     sizes: Tensor
 
-    def __init__(self, vocabulary: Vocabulary, share: float = 1.0) -> None:
+    def __init__(self, vocabulary: Vocabulary, share: float = 1.0, brevity: Unit = "pieces") -> None:
         super().__init__()
         self.share = share
+        self.brevity = brevity
         special = vocabulary.special
         self.unknown = special.unknown
         self.warned = False
@@ -110,9 +117,13 @@ class Words(nn.Module):
             joinable = right
         return [word for word in words if word is None or word]
 
+    def count(self, target: Tensor, lengths: Tensor) -> Tensor:
+        """How many words, (batch,), the ids (batch, longest) are, of which `lengths` (batch,) count (without EOS)."""
+        return torch.tensor([len(row) for row in self._rows(target, lengths)], device=target.device)
+
     def references(self, target: Tensor, lengths: Tensor) -> ReferenceWords:
         """The words of the ids (batch, longest), of which `lengths` (batch,) count (without EOS)."""
-        rows = [self.split(ids[:length]) for ids, length in zip(target.tolist(), lengths.tolist(), strict=True)]
+        rows = self._rows(target, lengths)
         hashed = [[(0,) if word is None else prefix_hashes(word) for word in row] for row in rows]
         most = max((len(row) for row in rows), default=0) or 1
         longest = max((len(each) for row in hashed for each in row), default=1)
@@ -122,15 +133,19 @@ class Words(nn.Module):
             for place, each in enumerate(row):
                 prefixes[number, place, : len(each)] = each
                 words[number, place] = each[-1]
+        counts = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        found = ReferenceWords(torch.from_numpy(words), counts, torch.from_numpy(prefixes))
+        return ReferenceWords(*(tensor.to(target.device) for tensor in found))
+
+    def _rows(self, target: Tensor, lengths: Tensor) -> list[list[bytes | None]]:
+        rows = [self.split(ids[:length]) for ids, length in zip(target.tolist(), lengths.tolist(), strict=True)]
         if not self.warned and sum(map(len, rows)) * MOST_PIECES < int(lengths.sum()):
             self.warned = True
             logger.warning(
                 f"the references have more than {MOST_PIECES} pieces a word: BLEU of words tells little of a language "
-                "that puts no spaces; set the objective's word_share to 0"
+                "that puts no spaces; set the objective's word_share to 0 and its brevity to pieces"
             )
-        counts = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-        found = ReferenceWords(torch.from_numpy(words), counts, torch.from_numpy(prefixes))
-        return ReferenceWords(*(tensor.to(target.device) for tensor in found))
+        return rows
 
 
 @lru_cache(maxsize=1 << 17)

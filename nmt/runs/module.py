@@ -14,7 +14,17 @@ from nmt.checkpoint import Checkpoint, describe_architecture
 from nmt.config import OptimizerConfig, TrainConfig
 from nmt.evaluation import Score, bleu
 from nmt.models import Seq2Seq, decoding_form
-from nmt.objectives import BSO, CrossEntropy, MinRisk, Objective, ScheduledSampling, SoftBeam
+from nmt.objectives import (
+    BSO,
+    BSOConfig,
+    CrossEntropy,
+    MinRisk,
+    MinRiskConfig,
+    Objective,
+    ScheduledSampling,
+    SoftBeam,
+    SoftBeamConfig,
+)
 from nmt.objectives.cross_entropy import reference_nll
 from nmt.objectives.words import Words
 from nmt.runs.data_module import TranslationData
@@ -29,15 +39,16 @@ from nmt.text.vocabulary import Vocabulary
 def make_objective(config: TrainConfig, vocabulary: Vocabulary) -> Objective:
     """The objective that the configuration names, for targets of a vocabulary."""
 
-    def words(share: float) -> Words | None:
-        return Words(vocabulary, share) if share else None
+    def words(section: MinRiskConfig | BSOConfig | SoftBeamConfig) -> Words | None:
+        counted = section.word_share or section.brevity == "words"
+        return Words(vocabulary, section.word_share, section.brevity) if counted else None
 
     makers: dict[str, Callable[[], Objective]] = {
         "cross_entropy": lambda: CrossEntropy(config.cross_entropy),
         "scheduled_sampling": lambda: ScheduledSampling(config.scheduled_sampling),
-        "min_risk": lambda: MinRisk(config.min_risk, words(config.min_risk.word_share)),
-        "bso": lambda: BSO(config.bso, words(config.bso.word_share)),
-        "soft_beam": lambda: SoftBeam(config.soft_beam, words=words(config.soft_beam.word_share)),
+        "min_risk": lambda: MinRisk(config.min_risk, words(config.min_risk)),
+        "bso": lambda: BSO(config.bso, words(config.bso)),
+        "soft_beam": lambda: SoftBeam(config.soft_beam, words=words(config.soft_beam)),
     }
     return makers[config.objective]()
 

@@ -73,6 +73,7 @@ IMPOSSIBLE = {
     },
     ("min_risk", MinRiskConfig): {
         "word_share": [-0.1, 1.1, nan],
+        "brevity": ["letters"],
         "beam_size": [1],
         "n_best": [0],
         "alpha": [-1.0, nan],
@@ -84,6 +85,7 @@ IMPOSSIBLE = {
     },
     ("bso", BSOConfig): {
         "word_share": [-0.1, 1.1, nan],
+        "brevity": ["letters"],
         "beam_size": [0],
         "margin": [-1.0, nan],
         "cost": ["wer"],
@@ -92,6 +94,7 @@ IMPOSSIBLE = {
     },
     ("soft_beam", SoftBeamConfig): {
         "word_share": [-0.1, 1.1, nan],
+        "brevity": ["letters"],
         "loss": ["bleu"],
         "operator": ["soft_top", ""],
         "restart": [-0.1, 1.1, nan],

@@ -1,9 +1,11 @@
 """The traced search against the decoder's, its replay against plain decoding, its losses against slow references."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from nmt.errors import UserError
 from nmt.objectives import (
@@ -247,6 +249,39 @@ def test_words_are_what_counts_where_they_are_told(model, batch):
     settings = MinRiskConfig(beam_size=3, sharpness=10.0, cross_entropy=0.0)
     told, plain = (MinRisk(settings, each)(model, batch).figures["first_bleu"].item() for each in (words, None))
     assert told != pytest.approx(plain, abs=1e-4)
+
+
+def test_words_are_counted_through_a_search(model, batch):
+    """References that begin like what is found and are longer, so that brevity tells."""
+    tokens = ["<pad>", "<unk>", "<s>", "</s>", "▁a", "b", "▁ab", "▁", "a", ".", "▁b", "ba", "▁c"]
+    words = Words(TokenList.build(tokens, Cut("sentencepiece", model=SPM)), 0.0, "words")
+    config = SearchConfig(beam_size=4, n_best=3, alpha=1.0)
+    found = beam_search(model, batch.source, batch.source_lengths, config)
+    references = [[*hypotheses[-1].tokens, *[4, 5, 5, 9, 6, 5] * 2] for hypotheses in found]
+    target = pad_sequence([torch.tensor([*reference, EOS]) for reference in references], batch_first=True)
+    batch = replace(batch, target=target, target_lengths=(target > 0).sum(dim=1))
+    with torch.no_grad():
+        memory = model.encode(batch.source, batch.source_lengths)
+        trace = trace_search(model, memory, limits_of(batch), 4, 9, alpha=1.0, n_best=3)
+        _, scores = cumulate(trace)
+        ranked, bleu = pool(trace, scores, candidate_values(trace, batch, EOS, words))
+    others = 0
+    for row, hypotheses in enumerate(found):
+        plain = [sacre(h.tokens, references[row]) for h in hypotheses]
+        ratios = [brevity_ratio(words, h.tokens, references[row]) for h in hypotheses]
+        expected = [value * ratio for value, ratio in zip(plain, ratios, strict=True)]
+        assert bleu[row][ranked[row].topk(3).indices].tolist() == pytest.approx(expected, abs=1e-6)
+        others += expected != pytest.approx(plain, abs=1e-6)
+    assert others > 2
+
+
+def brevity_ratio(words, hypothesis, reference):
+    """The brevity penalty of words over that of pieces."""
+    if not words.split(hypothesis):
+        return 0.0
+    of_pieces = len(reference) / len(hypothesis)
+    of_words = len(words.split(reference)) / len(words.split(hypothesis))
+    return math.exp(min(0, 1 - of_words) - min(0, 1 - of_pieces))
 
 
 def word_bleu(words, hypothesis, reference):

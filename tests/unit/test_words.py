@@ -1,5 +1,6 @@
 """BLEU of words, followed piece by piece: sacreBLEU's where a hypothesis has ended, the definition where it has not."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -197,7 +198,11 @@ def test_objectives_count_words_when_told(vocabulary, name):
     config = TrainConfig(objective=name)
     assert make_objective(config, vocabulary).words is None
     setattr(config, name, replace(getattr(config, name), word_share=0.4))
-    assert make_objective(config, vocabulary).words.share == 0.4
+    words = make_objective(config, vocabulary).words
+    assert (words.share, words.brevity) == (0.4, "pieces")
+    setattr(config, name, replace(getattr(config, name), word_share=0.0, brevity="words"))
+    words = make_objective(config, vocabulary).words
+    assert (words.share, words.brevity) == (0.0, "words")
 
 
 def test_shares_of_words_and_pieces(vocabulary):
@@ -215,6 +220,67 @@ def test_shares_of_words_and_pieces(vocabulary):
     torch.testing.assert_close(found[0.25], 0.25 * found[1.0] + 0.75 * found[0.0])
 
 
+def bleu_of(words, hypotheses, references, ended=True):
+    target = padded(references)
+    lengths = torch.tensor([len(reference) + 1 for reference in references])
+    scorer = make_scorer(Batch(target, lengths, target, lengths, list(range(len(references)))), EOS, words)
+    matches = scorer.start()
+    for column in padded(hypotheses).T:
+        matches = scorer.extend(matches, column.masked_fill(column == 0, EOS).unsqueeze(1))
+    return scorer, matches, scorer.bleu(matches, torch.full((len(references), 1), ended))[:, 0]
+
+
+def cut_at_random(vocabulary, times, seed):
+    """Parts of the lines, shuffled and cut somehow, and the lines, cut somehow."""
+    rng = random.Random(seed)
+    texts = [line for line in LINES for _ in range(times)]
+    parts = [" ".join(rng.sample(line.split(), rng.randint(1, len(line.split())))) for line in texts]
+    return tuple([some_cut(vocabulary, text, rng) for text in each] for each in (parts, texts))
+
+
+def test_a_brevity_penalty_that_counts_words(vocabulary, words):
+    """The precisions of pieces, the penalty of words; each by sacreBLEU's definition, of whole sentences."""
+    hypotheses, references = cut_at_random(vocabulary, 12, 5)
+    *_, found = bleu_of(Words(vocabulary, 0.0, "words"), hypotheses, references)
+    expected, plain = [], []
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        pieces = sentence_bleu(*(" ".join(f"p{i}" for i in ids) for ids in (hypothesis, reference)))
+        of_pieces = len(reference) / len(hypothesis)
+        of_words = len(words.split(reference)) / len(words.split(hypothesis))
+        expected.append(pieces * math.exp(min(0, 1 - of_words) - min(0, 1 - of_pieces)))
+        plain.append(pieces)
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert bleu_of(None, hypotheses, references)[2].tolist() == pytest.approx(plain, abs=1e-6)
+    apart = [a - b for a, b in zip(expected, plain, strict=True)]
+    assert max(apart) > 0.01 and min(apart) < -0.01
+
+
+def test_words_of_a_prefix_are_counted_piece_by_piece(vocabulary, words):
+    hypotheses, references = cut_at_random(vocabulary, 12, 6)
+    hypotheses = [[*ids[:2], UNK, *ids[2:]] if number % 3 == 0 else ids for number, ids in enumerate(hypotheses)]
+    _, matches, _ = bleu_of(Words(vocabulary, 0.0, "words"), hypotheses, references)
+    assert (matches.ended + matches.begun)[:, 0].tolist() == [len(words.split(ids)) for ids in hypotheses]
+    assert any(len(words.split(ids)) != len(ids) for ids in hypotheses)
+
+
+def test_an_open_prefix_is_never_too_short(vocabulary):
+    """Within its reach is a length of any unit."""
+    hypotheses, references = cut_at_random(vocabulary, 6, 7)
+    reach = [bleu_of(each, hypotheses, references, ended=False)[2] for each in (Words(vocabulary, 0.0, "words"), None)]
+    assert torch.equal(*reach)
+
+
+def test_a_share_of_words_beside_pieces_whose_brevity_is_theirs(vocabulary):
+    hypotheses, references = cut_at_random(vocabulary, 2, 8)
+    found = [bleu_of(Words(vocabulary, share, "words"), hypotheses, references)[2] for share in (0.0, 0.25, 1.0)]
+    torch.testing.assert_close(found[1], 0.75 * found[0] + 0.25 * found[2])
+
+
+def test_what_says_nothing_is_worth_nothing(vocabulary):
+    reference = vocabulary.encode(["the cat"])[0]
+    assert bleu_of(Words(vocabulary, 0.0, "words"), [[]], [reference])[2].tolist() == [0.0]
+
+
 def test_a_language_without_spaces_is_told(words, vocabulary, caplog):
     reference = vocabulary.ids(["▁", *"redcatdog"])
     for _ in range(2):
@@ -226,3 +292,5 @@ def test_a_language_without_spaces_is_told(words, vocabulary, caplog):
 def test_a_share_that_a_loss_does_not_know_is_refused(loss):
     with pytest.raises(UserError, match=r"word_share is 0\.5, .*reachable_bleu"):
         SoftBeamConfig(loss=loss, word_share=0.5)
+    with pytest.raises(UserError, match=r"brevity is words, .*reachable_bleu"):
+        SoftBeamConfig(loss=loss, brevity="words")
