@@ -11,7 +11,7 @@ from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
-from nmt.objectives.prefix_bleu import make_scorer
+from nmt.objectives.scorer import make_scorer
 from nmt.objectives.words import Unit, Words, check_units
 from nmt.recompute import recomputed
 from nmt.search.beam import Beam, expand, first_beam, restart_beam
@@ -134,7 +134,7 @@ class BSO(nn.Module):
                 )
                 cost = torch.ones_like(gold_score)
                 if config.cost == "bleu":
-                    best = scorer.bleu(extended, (ended > 0) | last.unsqueeze(1))
+                    best = scorer.bleu(scorer.counts(extended, (ended > 0) | last.unsqueeze(1)))
                     cost = 1 - best.gather(1, rival).squeeze(1).to(cost.dtype)
                 violations = violations + violated.sum()
             losses.append(torch.where(violated, cost * excess, 0.0))

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.objective import Loss
-from nmt.objectives.traced import Figures, pool_risk, traced_loss
+from nmt.objectives.traced import Figures, check_bleu, pool_risk, traced_loss
 from nmt.objectives.words import Unit, Words, check_units
 from nmt.search.trace import Trace
 from nmt.text.batching import Batch
@@ -32,6 +33,9 @@ class MinRiskConfig:
     brevity: Unit = "pieces"
     """What the brevity penalty of BLEU of pieces counts: pieces, or words, for translations that have fewer pieces than
     their references and as many words."""
+    bleu: Literal["sentence", "batch"] = "sentence"
+    """BLEU of the sentence, or of the whole batch, with the other sentences' best hypotheses; the difference that a
+    hypothesis makes there is multiplied by the number of sentences."""
     overrun: int = 5
     """Tokens by which a hypothesis may be longer than its reference."""
     tolerance: float = 0.05
@@ -48,6 +52,7 @@ class MinRiskConfig:
         if self.n_best < 1:
             raise UserError(f"min_risk.n_best is {self.n_best}; give at least 1")
         check_units("min_risk", self.word_share, self.brevity)
+        check_bleu("min_risk", self.bleu)
         for name in ("sharpness", "alpha", "overrun", "cross_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"min_risk.{name} is {getattr(self, name)}; give 0 or more")
@@ -90,4 +95,5 @@ class MinRisk(nn.Module):
             cross_entropy=config.cross_entropy,
             label_smoothing=config.label_smoothing,
             words=self.words,
+            together=config.bleu == "batch",
         )

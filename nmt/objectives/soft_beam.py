@@ -20,7 +20,7 @@ from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
 from nmt.objectives.objective import Loss, shifted
 from nmt.objectives.soft_losses import BLEULoss, GoldInBeamLoss, SoftLoss, TokenLoss
-from nmt.objectives.traced import Figures, is_open, pool_risk, traced_loss
+from nmt.objectives.traced import Figures, check_bleu, is_open, pool_risk, traced_loss
 from nmt.objectives.words import Unit, Words, check_units
 from nmt.recompute import recomputed
 from nmt.search.beam import Beam, first_beam, restart_beam
@@ -109,6 +109,9 @@ class SoftBeamConfig:
     brevity: Unit = "pieces"
     """reachable_bleu: what the brevity penalty of BLEU of pieces counts: pieces, or words, for translations that have
     fewer pieces than their references and as many words. Languages without spaces want pieces."""
+    bleu: Literal["sentence", "batch"] = "sentence"
+    """reachable_bleu: of what a prefix is worth the BLEU: of its sentence, or of the whole batch, with the other
+    sentences' best hypotheses; the difference that it makes there is multiplied by the number of sentences."""
     references: float = 1.0
     """reachable_bleu: share of the sentences, at least one, drawn anew for every batch, that the cross-entropy is the
     mean of. Only their references are decoded."""
@@ -143,11 +146,13 @@ class SoftBeamConfig:
                 f"soft_beam.word_share is {self.word_share}, but soft_beam.loss '{self.loss}' knows none; leave it 0, "
                 "or use reachable_bleu"
             )
-        if self.brevity != "pieces" and self.loss != "reachable_bleu":
-            raise UserError(
-                f"soft_beam.brevity is {self.brevity}, but soft_beam.loss '{self.loss}' counts pieces alone; leave it "
-                "pieces, or use reachable_bleu"
-            )
+        check_bleu("soft_beam", self.bleu)
+        for name, default in (("brevity", "pieces"), ("bleu", "sentence")):
+            if getattr(self, name) != default and self.loss != "reachable_bleu":
+                raise UserError(
+                    f"soft_beam.{name} is {getattr(self, name)}, but soft_beam.loss '{self.loss}' knows {default} "
+                    f"alone; leave it {default}, or use reachable_bleu"
+                )
         for name, high in (("restart", 1.0), ("tolerance", 1.0), ("references", 1.0), ("label_smoothing", 0.999)):
             if not 0 <= getattr(self, name) <= high:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give a number from 0 to 1")
@@ -236,6 +241,7 @@ class SoftBeam(nn.Module):
             anchor=self.anchor,
             divergence=config.divergence,
             words=self.words,
+            together=config.bleu == "batch",
         )
 
     def _make_loss(self, model: Seq2Seq, batch: Batch) -> SoftLoss:

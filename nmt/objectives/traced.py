@@ -14,21 +14,32 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.likelihood import token_log_likelihood, weighted_log_likelihood
 from nmt.objectives.objective import Loss
-from nmt.objectives.prefix_bleu import make_scorer
+from nmt.objectives.scorer import make_scorer
 from nmt.objectives.words import Words
 from nmt.search.replay import Replay, replay
 from nmt.search.trace import Trace, TraceStep, trace_search
 from nmt.text.batching import Batch
-from nmt.tree import map_tree, take_slots
+from nmt.tree import map_tree, take_slots, where_rows
 
 Figures = dict[str, Tensor]
 TraceLoss = Callable[[Trace, list[Tensor], list[Tensor]], tuple[Figures, Figures]]
 """(trace, scores, values) -> the terms of the loss by name, differentiable in the scores, and figures. For each step
 (batch, C): the scores are those of the candidates, -inf where there is none; the values are their BLEU (see
-`Scorer.bleu`)."""
+`candidate_values`)."""
+
+
+def check_bleu(section: str, bleu: str) -> None:
+    """Refuses what `bleu` of an objective cannot be.
+
+    Raises:
+        UserError: it is neither sentence nor batch.
+    """
+    if bleu not in ("sentence", "batch"):
+        raise UserError(f"{section}.bleu is '{bleu}'; choose sentence or batch")
 
 
 def traced_loss(
@@ -49,6 +60,7 @@ def traced_loss(
     anchor: Seq2Seq | None = None,
     divergence: float = 0.0,
     words: Words | None = None,
+    together: bool = False,
 ) -> Loss:
     """Searches, weighs, replays.
 
@@ -70,6 +82,7 @@ def traced_loss(
         anchor: a model to stay near, in evaluation mode, or None.
         divergence: weight of KL(anchor || model), nats, the mean over all prefixes that are decoded again.
         words: what BLEU counts; None for pieces.
+        together: see `candidate_values`.
     """
     training = model.training
     # Where the steps draw nothing, the search runs the network that the replay runs, on the same memory.
@@ -79,7 +92,7 @@ def traced_loss(
         memory = model.encode(batch.source, batch.source_lengths) if shared is None else map_tree(Tensor.detach, shared)
         limits = batch.target_lengths + overrun
         trace = trace_search(model, memory, limits, beam_size, candidates, alpha=alpha, n_best=n_best)
-        values = candidate_values(trace, batch, model.eos, words)
+        values = candidate_values(trace, batch, model.eos, words, together)
     model.train(training)
 
     # Under no_grad, too: the value of the loss needs the weights.
@@ -155,18 +168,53 @@ def mean_divergence(wanted: Tensor, logits: Tensor) -> Tensor:
     return kl_div(q, p, reduction="batchmean", log_target=True)
 
 
-def candidate_values(trace: Trace, batch: Batch, eos: int, words: Words | None = None) -> list[Tensor]:
+def candidate_values(
+    trace: Trace, batch: Batch, eos: int, words: Words | None = None, together: bool = False
+) -> list[Tensor]:
     """For each step (batch, C): the BLEU, of words or of pieces, of a candidate that has ended, the best BLEU within
-    reach of another."""
+    reach of another.
+
+    Args:
+        trace: the search.
+        batch: what was searched.
+        eos: the id of EOS.
+        words: what BLEU counts; None for pieces.
+        together: instead of its own BLEU, what BLEU of the whole batch becomes with the candidate in place of its
+            sentence's best hypothesis; the difference that it makes is multiplied by the number of sentences.
+    """
     scorer = make_scorer(batch, eos, words)
     matches = scorer.start()
-    values = []
+    counts = []
     for number, step in enumerate(trace.steps):
         extended = scorer.extend(take_slots(matches, step.candidates.slots), step.candidates.tokens)
-        values.append(scorer.bleu(extended, step.ended))
+        counts.append(scorer.counts(extended, step.ended))
         width = trace.selected(number)
         matches = map_tree(lambda leaf, width=width: leaf[:, :width], extended)
-    return values
+    if not together:
+        return [scorer.bleu(each) for each in counts]
+    best = counts_of_best(trace, counts)
+    whole = map_tree(lambda leaf: leaf.sum(dim=0, keepdim=True), best)
+    others = map_tree(lambda every, mine: every - mine, whole, best)
+    now = scorer.bleu(whole)
+    values = [scorer.bleu(map_tree(lambda mine, rest: mine + rest, each, others)) for each in counts]
+    return [now + len(batch) * (value - now) for value in values]
+
+
+def counts_of_best(trace: Trace, counts: list[Any]) -> Any:
+    """Of each sentence's best hypothesis, (batch, 1), from those of the candidates of each step (batch, C)."""
+    best, found = None, counts[0]
+    for number, (step, mine) in enumerate(zip(trace.steps, counts, strict=True)):
+        width = trace.selected(number)
+        ended = step.ended[:, :width]
+        ranked = (step.candidates.scores[:, :width] / float(number + 1) ** trace.alpha).masked_fill(~ended, -torch.inf)
+        score, slot = ranked.max(dim=1)
+        mine = take_slots(mine, slot.unsqueeze(1))
+        if best is None:
+            best, found = score, mine
+        else:
+            found = where_rows(score > best, mine, found)
+            best = torch.maximum(best, score)
+    return found
 
 
 def cumulate(trace: Trace) -> tuple[list[Tensor], list[Tensor]]:

@@ -74,6 +74,7 @@ IMPOSSIBLE = {
     ("min_risk", MinRiskConfig): {
         "word_share": [-0.1, 1.1, nan],
         "brevity": ["letters"],
+        "bleu": ["corpus"],
         "beam_size": [1],
         "n_best": [0],
         "alpha": [-1.0, nan],
@@ -95,6 +96,7 @@ IMPOSSIBLE = {
     ("soft_beam", SoftBeamConfig): {
         "word_share": [-0.1, 1.1, nan],
         "brevity": ["letters"],
+        "bleu": ["corpus"],
         "loss": ["bleu"],
         "operator": ["soft_top", ""],
         "restart": [-0.1, 1.1, nan],

@@ -28,7 +28,7 @@ def score(hypotheses, reference, ended):
         column = [hypothesis[place] if place < len(hypothesis) else EOS for hypothesis in hypotheses]
         matches = scorer.extend(matches, torch.tensor([column]))
     assert matches.length.tolist() == [[float(len(hypothesis)) for hypothesis in hypotheses]]
-    return scorer.bleu(matches, torch.tensor([[ended] * len(hypotheses)]))[0].tolist()
+    return scorer.bleu(scorer.counts(matches, torch.tensor([[ended] * len(hypotheses)])))[0].tolist()
 
 
 @settings(max_examples=200, deadline=None)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sacrebleu.metrics.bleu import BLEU
 from torch.nn.utils.rnn import pad_sequence
 
 from nmt.errors import UserError
@@ -273,6 +274,81 @@ def test_words_are_counted_through_a_search(model, batch):
         assert bleu[row][ranked[row].topk(3).indices].tolist() == pytest.approx(expected, abs=1e-6)
         others += expected != pytest.approx(plain, abs=1e-6)
     assert others > 2
+
+
+def test_what_a_hypothesis_is_worth_to_the_batch(model, batch):
+    """sacreBLEU's corpus BLEU with each hypothesis in place of its sentence's best."""
+    config = SearchConfig(beam_size=4, n_best=3, alpha=1.0)
+    found = beam_search(model, batch.source, batch.source_lengths, config)
+    references = [batch.target[row, : batch.target_lengths[row] - 1].tolist() for row in range(6)]
+    with torch.no_grad():
+        memory = model.encode(batch.source, batch.source_lengths)
+        trace = trace_search(model, memory, limits_of(batch), 4, 9, alpha=1.0, n_best=3)
+        _, scores = cumulate(trace)
+        ranked, bleu = pool(trace, scores, candidate_values(trace, batch, EOS, together=True))
+        alone = pool(trace, scores, candidate_values(trace, batch, EOS))[1]
+    first = [hypotheses[0].tokens for hypotheses in found]
+    whole = corpus_bleu(first, references)
+    assert whole > 0.1
+    for row, hypotheses in enumerate(found):
+        best = ranked[row].topk(3).indices
+        with_each = [corpus_bleu([*first[:row], h.tokens, *first[row + 1 :]], references) for h in hypotheses]
+        expected = [whole + 6 * (value - whole) for value in with_each]
+        assert bleu[row][best].tolist() == pytest.approx(expected, abs=1e-5)
+        assert alone[row][best].tolist() != pytest.approx(expected, abs=1e-3)
+
+
+def corpus_bleu(hypotheses, references):
+    """Of ids, as sacreBLEU has it."""
+    texts = [[" ".join(f"w{token}" for token in row) for row in rows] for rows in (hypotheses, references)]
+    metric = BLEU(tokenize="none", force=True, smooth_method="add-k", smooth_value=1)
+    return metric.corpus_score(texts[0], [texts[1]]).score / 100
+
+
+@pytest.mark.parametrize("spelt", [False, True])
+def test_alone_in_its_batch_a_hypothesis_is_worth_its_own_bleu(model, batch, spelt):
+    tokens = ["<pad>", "<unk>", "<s>", "</s>", "▁a", "b", "▁ab", "▁", "a", ".", "▁b", "ba", "▁c"]
+    words = Words(TokenList.build(tokens, Cut("sentencepiece", model=SPM)), 0.4, "words") if spelt else None
+    alone = replace(batch, source=batch.source[:1], source_lengths=batch.source_lengths[:1], indices=[0])
+    alone = replace(alone, target=batch.target[:1], target_lengths=batch.target_lengths[:1])
+    with torch.no_grad():
+        memory = model.encode(alone.source, alone.source_lengths)
+        trace = trace_search(model, memory, limits_of(alone), 3, 6, alpha=1.0, n_best=2)
+        worth = [candidate_values(trace, alone, EOS, words, together) for together in (False, True)]
+    assert len(worth[0]) > 3
+    for own, within in zip(*worth, strict=True):
+        torch.testing.assert_close(own, within)
+
+
+def test_objectives_by_the_bleu_of_the_batch(model, batch):
+    objectives = [MinRisk(MinRiskConfig(beam_size=2, bleu="batch")), SoftBeam(SoftBeamConfig(bleu="batch"))]
+    found = [objective(model, batch) for objective in objectives]
+    with torch.no_grad():
+        memory = model.encode(batch.source, batch.source_lengths)
+        trace = trace_search(model, memory, batch.target_lengths + 5, 2, 8)
+        _, scores = cumulate(trace)
+        ranked, _ = pool(trace, scores, candidate_values(trace, batch, EOS))
+        hypotheses = pool_tokens(trace)
+    references = [batch.target[row, : batch.target_lengths[row] - 1].tolist() for row in range(6)]
+    whole = corpus_bleu([hypotheses[row][best] for row, best in enumerate(ranked.argmax(dim=1).tolist())], references)
+    for loss in found:
+        assert loss.figures["first_bleu"].item() == pytest.approx(whole, abs=1e-5)
+        loss.value.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def pool_tokens(trace):
+    """Of each sentence, the ids of each hypothesis of `pool`; those of what has not ended tell nothing."""
+    rows = trace.steps[0].ended.shape[0]
+    found, prefixes = [[] for _ in range(rows)], [[[]] for _ in range(rows)]
+    for number, step in enumerate(trace.steps):
+        width = trace.selected(number)
+        for row in range(rows):
+            slots, tokens = (each[row, :width].tolist() for each in (step.candidates.slots, step.candidates.tokens))
+            before = prefixes[row]
+            found[row] += [before[slot] for slot in slots]
+            prefixes[row] = [[*before[slot], token] for slot, token in zip(slots, tokens, strict=True)]
+    return found
 
 
 def brevity_ratio(words, hypothesis, reference):

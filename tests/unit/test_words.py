@@ -14,7 +14,8 @@ from nmt.config import TrainConfig
 from nmt.errors import UserError
 from nmt.lines import read_lines
 from nmt.objectives import SoftBeamConfig
-from nmt.objectives.prefix_bleu import WordBLEU, make_scorer
+from nmt.objectives.scorer import make_scorer
+from nmt.objectives.word_bleu import WordBLEU
 from nmt.objectives.words import Words, prefix_hashes
 from nmt.runs.module import make_objective
 from nmt.text.batching import Batch
@@ -53,7 +54,7 @@ def values(words, hypotheses, references, ended):
         matches = scorer.extend(
             matches, torch.stack([column.masked_fill(column == 0, EOS), torch.full_like(column, EOS)], 1)
         )
-    found = scorer.bleu(matches, torch.full((len(references), 2), ended))
+    found = scorer.bleu(scorer.counts(matches, torch.full((len(references), 2), ended)))
     return found[:, 0].tolist()
 
 
@@ -215,7 +216,7 @@ def test_shares_of_words_and_pieces(vocabulary):
         matches = scorer.start()
         for column in (target[:, 2:3], target[:, 4:5], target[:, 3:4]):
             matches = scorer.extend(matches, column)
-        found[share] = scorer.bleu(matches, torch.zeros(4, 1, dtype=torch.bool))
+        found[share] = scorer.bleu(scorer.counts(matches, torch.zeros(4, 1, dtype=torch.bool)))
     assert torch.equal(found[None], found[0.0]) and not torch.allclose(found[0.0], found[1.0])
     torch.testing.assert_close(found[0.25], 0.25 * found[1.0] + 0.75 * found[0.0])
 
@@ -227,7 +228,7 @@ def bleu_of(words, hypotheses, references, ended=True):
     matches = scorer.start()
     for column in padded(hypotheses).T:
         matches = scorer.extend(matches, column.masked_fill(column == 0, EOS).unsqueeze(1))
-    return scorer, matches, scorer.bleu(matches, torch.full((len(references), 1), ended))[:, 0]
+    return scorer, matches, scorer.bleu(scorer.counts(matches, torch.full((len(references), 1), ended)))[:, 0]
 
 
 def cut_at_random(vocabulary, times, seed):
@@ -294,3 +295,5 @@ def test_a_share_that_a_loss_does_not_know_is_refused(loss):
         SoftBeamConfig(loss=loss, word_share=0.5)
     with pytest.raises(UserError, match=r"brevity is words, .*reachable_bleu"):
         SoftBeamConfig(loss=loss, brevity="words")
+    with pytest.raises(UserError, match=r"bleu is batch, .*reachable_bleu"):
+        SoftBeamConfig(loss=loss, bleu="batch")
