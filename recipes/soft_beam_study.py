@@ -33,6 +33,8 @@ BEAMS = (1, 5, 10)
 START = "cross_entropy"
 CONVERGED = "converged"
 CONTROL = "continued"
+# Of a fine-tuning run, whatever its speed: the best of more is better by chance.
+VALIDATIONS = 4
 # The second phase of cross-entropy. What an arm gains must not be what cross-entropy alone had still to gain.
 CONVERGENCE = {"objective": "cross_entropy", "model.locked": True}
 
@@ -91,6 +93,7 @@ def fine_tuning(run: Run, chosen: argparse.Namespace, folder: Path, updates: int
         *("nmt", "train", "--config", str(CONFIGS / "study_fine_tuning.yaml"), "--run", str(folder)),
         *("--from", str(home(chosen, run.corpus) / f"{begin}.{run.seed}"), "--data.corpus", run.corpus),
         *("--seed", str(run.seed), "--trainer.max_steps", str(updates), "--trainer.threads", str(chosen.threads)),
+        *("--trainer.validate_every", str(max(1, updates // VALIDATIONS))),
         *dropout(chosen),
         *run.words,
         *shlex.split(chosen.flags),
@@ -120,7 +123,8 @@ def plan(chosen: argparse.Namespace) -> None:
         speeds = [report["target_tokens_per_second"] for report in reports if "target_tokens_per_second" in report]
         tokens = _tokens_an_update(run, chosen)
         seconds = tokens / statistics.median(speeds[1:])
-        updates = max(1, round(60 * chosen.minutes / seconds))
+        # So that the last update is validated, too.
+        updates = VALIDATIONS * max(1, round(60 * chosen.minutes / seconds / VALIDATIONS))
         found.setdefault(corpus, {})[arm] = {"seconds_an_update": seconds, "updates": updates}
         path.write_text(json.dumps(found, indent=2))
         print(f"{corpus} {arm}: {seconds:.2f} s an update, {updates} updates in {chosen.minutes:g} minutes", flush=True)
