@@ -1,6 +1,6 @@
 """Sentence BLEU of hypotheses while they grow: what a prefix has matched, and the best that it can still become."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,24 +13,39 @@ class Counts(NamedTuple):
 
     Attributes:
         matched, total: (batch, slots, 4), n-grams of the hypothesis that match, and all of them.
+        hoped: (batch, slots, 4), of those that are still to come how many match; 0 where there are none.
         length, target: (batch, slots), of the hypothesis and of its reference, for the brevity penalty.
     """
 
     matched: Tensor
     total: Tensor
+    hoped: Tensor
     length: Tensor
     target: Tensor
 
 
 def smoothed_bleu(counts: Counts) -> Tensor:
     """BLEU (batch, slots), add-one for n > 1 (Lin and Och, 2004; sacreBLEU's `add-k` with k = 1); 0 without a match."""
-    matched, total, length, target = counts
+    matched, total, hoped, length, target = counts
+    matched = matched + hoped
     smooth = (torch.arange(ORDER, device=total.device) > 0).to(total.dtype)
     precision = (matched + smooth) / (total + smooth).clamp_min(1e-6)
     log_precision = precision.clamp_min(1e-12).log().mean(dim=2)
     brevity = (1 - target / length.clamp_min(1e-6)).clamp(min=-30, max=0)
     score = (log_precision + brevity).exp()
     return torch.where((matched[..., 0] > 0) & (length > 0), score, torch.zeros_like(score))
+
+
+def sobered(counts: Any, seen: Any) -> Any:
+    """Of the n-grams to come, instead of all that can match, the share that matched in what is known.
+
+    Args:
+        counts: of prefixes; a tree of `Counts`.
+        seen: of finished hypotheses together, (1, 1) where those have (batch, slots).
+    """
+    if not isinstance(counts, Counts):
+        return tuple(sobered(*pair) for pair in zip(counts, seen, strict=True))
+    return counts._replace(hoped=counts.hoped * (seen.matched / seen.total.clamp_min(1)))
 
 
 class PrefixMatches(NamedTuple):
@@ -112,6 +127,6 @@ class PrefixBLEU:
         )
         length = length + rest
         total = (length.unsqueeze(2) - self.orders).clamp_min(0)
-        return Counts(matched + gain, total, length, target.expand_as(length))
+        return Counts(matched, total, gain, length, target.expand_as(length))
 
     bleu = staticmethod(smoothed_bleu)

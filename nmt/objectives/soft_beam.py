@@ -112,6 +112,10 @@ class SoftBeamConfig:
     bleu: Literal["sentence", "batch"] = "sentence"
     """reachable_bleu: of what a prefix is worth the BLEU: of its sentence, or of the whole batch, with the other
     sentences' best hypotheses; the difference that it makes there is multiplied by the number of sentences."""
+    future: Literal["best", "expected"] = "best"
+    """reachable_bleu: what an unfinished prefix has within reach: best: all the n-grams that can still match;
+    expected: of these the share that matched in the batch's best hypotheses, since what can still match, and does not,
+    speaks for never ending."""
     references: float = 1.0
     """reachable_bleu: share of the sentences, at least one, drawn anew for every batch, that the cross-entropy is the
     mean of. Only their references are decoded."""
@@ -147,7 +151,9 @@ class SoftBeamConfig:
                 "or use reachable_bleu"
             )
         check_bleu("soft_beam", self.bleu)
-        for name, default in (("brevity", "pieces"), ("bleu", "sentence")):
+        if self.future not in ("best", "expected"):
+            raise UserError(f"soft_beam.future is '{self.future}'; choose best or expected")
+        for name, default in (("brevity", "pieces"), ("bleu", "sentence"), ("future", "best")):
             if getattr(self, name) != default and self.loss != "reachable_bleu":
                 raise UserError(
                     f"soft_beam.{name} is {getattr(self, name)}, but soft_beam.loss '{self.loss}' knows {default} "
@@ -242,6 +248,7 @@ class SoftBeam(nn.Module):
             divergence=config.divergence,
             words=self.words,
             together=config.bleu == "batch",
+            sober=config.future == "expected",
         )
 
     def _make_loss(self, model: Seq2Seq, batch: Batch) -> SoftLoss:

@@ -18,6 +18,7 @@ from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.likelihood import token_log_likelihood, weighted_log_likelihood
 from nmt.objectives.objective import Loss
+from nmt.objectives.prefix_bleu import sobered
 from nmt.objectives.scorer import make_scorer
 from nmt.objectives.words import Words
 from nmt.search.replay import Replay, replay
@@ -61,6 +62,7 @@ def traced_loss(
     divergence: float = 0.0,
     words: Words | None = None,
     together: bool = False,
+    sober: bool = False,
 ) -> Loss:
     """Searches, weighs, replays.
 
@@ -82,7 +84,7 @@ def traced_loss(
         anchor: a model to stay near, in evaluation mode, or None.
         divergence: weight of KL(anchor || model), nats, the mean over all prefixes that are decoded again.
         words: what BLEU counts; None for pieces.
-        together: see `candidate_values`.
+        together, sober: see `candidate_values`.
     """
     training = model.training
     # Where the steps draw nothing, the search runs the network that the replay runs, on the same memory.
@@ -92,7 +94,7 @@ def traced_loss(
         memory = model.encode(batch.source, batch.source_lengths) if shared is None else map_tree(Tensor.detach, shared)
         limits = batch.target_lengths + overrun
         trace = trace_search(model, memory, limits, beam_size, candidates, alpha=alpha, n_best=n_best)
-        values = candidate_values(trace, batch, model.eos, words, together)
+        values = candidate_values(trace, batch, model.eos, words, together=together, sober=sober)
     model.train(training)
 
     # Under no_grad, too: the value of the loss needs the weights.
@@ -169,10 +171,10 @@ def mean_divergence(wanted: Tensor, logits: Tensor) -> Tensor:
 
 
 def candidate_values(
-    trace: Trace, batch: Batch, eos: int, words: Words | None = None, together: bool = False
+    trace: Trace, batch: Batch, eos: int, words: Words | None = None, *, together: bool = False, sober: bool = False
 ) -> list[Tensor]:
-    """For each step (batch, C): the BLEU, of words or of pieces, of a candidate that has ended, the best BLEU within
-    reach of another.
+    """For each step (batch, C): the BLEU, of words or of pieces, of a candidate that has ended, the BLEU within reach
+    of another.
 
     Args:
         trace: the search.
@@ -181,6 +183,8 @@ def candidate_values(
         words: what BLEU counts; None for pieces.
         together: instead of its own BLEU, what BLEU of the whole batch becomes with the candidate in place of its
             sentence's best hypothesis; the difference that it makes is multiplied by the number of sentences.
+        sober: within reach of an open prefix is, instead of all that can still match, the share of it that matched
+            in the best hypotheses of the batch.
     """
     scorer = make_scorer(batch, eos, words)
     matches = scorer.start()
@@ -190,10 +194,12 @@ def candidate_values(
         counts.append(scorer.counts(extended, step.ended))
         width = trace.selected(number)
         matches = map_tree(lambda leaf, width=width: leaf[:, :width], extended)
-    if not together:
-        return [scorer.bleu(each) for each in counts]
     best = counts_of_best(trace, counts)
     whole = map_tree(lambda leaf: leaf.sum(dim=0, keepdim=True), best)
+    if sober:
+        counts = [sobered(each, whole) for each in counts]
+    if not together:
+        return [scorer.bleu(each) for each in counts]
     others = map_tree(lambda every, mine: every - mine, whole, best)
     now = scorer.bleu(whole)
     values = [scorer.bleu(map_tree(lambda mine, rest: mine + rest, each, others)) for each in counts]

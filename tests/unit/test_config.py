@@ -97,6 +97,7 @@ IMPOSSIBLE = {
         "word_share": [-0.1, 1.1, nan],
         "brevity": ["letters"],
         "bleu": ["corpus"],
+        "future": ["worst"],
         "loss": ["bleu"],
         "operator": ["soft_top", ""],
         "restart": [-0.1, 1.1, nan],

@@ -314,10 +314,33 @@ def test_alone_in_its_batch_a_hypothesis_is_worth_its_own_bleu(model, batch, spe
     with torch.no_grad():
         memory = model.encode(alone.source, alone.source_lengths)
         trace = trace_search(model, memory, limits_of(alone), 3, 6, alpha=1.0, n_best=2)
-        worth = [candidate_values(trace, alone, EOS, words, together) for together in (False, True)]
+        worth = [candidate_values(trace, alone, EOS, words, together=together) for together in (False, True)]
     assert len(worth[0]) > 3
     for own, within in zip(*worth, strict=True):
         torch.testing.assert_close(own, within)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("spelt", [False, True])
+def test_what_is_expected_is_less_than_what_is_within_reach(model, batch, together, spelt):
+    tokens = ["<pad>", "<unk>", "<s>", "</s>", "▁a", "b", "▁ab", "▁", "a", ".", "▁b", "ba", "▁c"]
+    words = Words(TokenList.build(tokens, Cut("sentencepiece", model=SPM)), 0.4, "words") if spelt else None
+    with torch.no_grad():
+        memory = model.encode(batch.source, batch.source_lengths)
+        trace = trace_search(model, memory, limits_of(batch), 3, 6)
+        best, expected = (
+            candidate_values(trace, batch, EOS, words, together=together, sober=sober) for sober in (False, True)
+        )
+    less = 0
+    for step, high, low in zip(trace.steps, best, expected, strict=True):
+        there = step.candidates.scores > -torch.inf
+        assert torch.equal(high[step.ended], low[step.ended])
+        assert (low <= high + 1e-6)[there].all()
+        less += int((low < high - 1e-3)[there].sum())
+    assert less > 20
+    loss = SoftBeam(SoftBeamConfig(future="expected"))(model, batch)
+    loss.value.backward()
+    assert loss.figures["reached_bleu"] < SoftBeam(SoftBeamConfig())(model, batch).figures["reached_bleu"]
 
 
 def test_objectives_by_the_bleu_of_the_batch(model, batch):

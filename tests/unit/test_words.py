@@ -297,3 +297,5 @@ def test_a_share_that_a_loss_does_not_know_is_refused(loss):
         SoftBeamConfig(loss=loss, brevity="words")
     with pytest.raises(UserError, match=r"bleu is batch, .*reachable_bleu"):
         SoftBeamConfig(loss=loss, bleu="batch")
+    with pytest.raises(UserError, match=r"future is expected, .*reachable_bleu"):
+        SoftBeamConfig(loss=loss, future="expected")
