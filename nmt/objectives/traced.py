@@ -194,6 +194,8 @@ def candidate_values(
         counts.append(scorer.counts(extended, step.ended))
         width = trace.selected(number)
         matches = map_tree(lambda leaf, width=width: leaf[:, :width], extended)
+    if not (together or sober):
+        return [scorer.bleu(each) for each in counts]
     best = counts_of_best(trace, counts)
     whole = map_tree(lambda leaf: leaf.sum(dim=0, keepdim=True), best)
     if sober:

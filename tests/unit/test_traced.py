@@ -228,17 +228,24 @@ def test_minimum_risk_equals_a_slow_reference(model, batch):
     assert MinRisk(config)(model, batch).value.item() == pytest.approx(expected, abs=1e-6)
 
 
+def three_best(model, batch):
+    return beam_search(model, batch.source, batch.source_lengths, SearchConfig(beam_size=4, n_best=3, alpha=1.0))
+
+
+@torch.no_grad()
+def pooled(model, batch, words=None, together=False):
+    """Scores and values of what the traced search finds, which is what `three_best` finds."""
+    memory = model.encode(batch.source, batch.source_lengths)
+    trace = trace_search(model, memory, limits_of(batch), 4, 9, alpha=1.0, n_best=3)
+    return pool(trace, cumulate(trace)[1], candidate_values(trace, batch, EOS, words, together=together))
+
+
 def test_words_are_what_counts_where_they_are_told(model, batch):
     """Thirteen pieces, of which some go on with a word: what ended has the BLEU of its words."""
     tokens = ["<pad>", "<unk>", "<s>", "</s>", "▁a", "b", "▁ab", "▁", "a", ".", "▁b", "ba", "▁c"]
     words = Words(TokenList.build(tokens, Cut("sentencepiece", model=SPM)))
-    config = SearchConfig(beam_size=4, n_best=3, alpha=1.0)
-    found = beam_search(model, batch.source, batch.source_lengths, config)
-    with torch.no_grad():
-        memory = model.encode(batch.source, batch.source_lengths)
-        trace = trace_search(model, memory, limits_of(batch), 4, 9, alpha=1.0, n_best=3)
-        _, scores = cumulate(trace)
-        ranked, bleu = pool(trace, scores, candidate_values(trace, batch, EOS, words))
+    found = three_best(model, batch)
+    ranked, bleu = pooled(model, batch, words)
     others = 0
     for row, hypotheses in enumerate(found):
         best = ranked[row].topk(3)
@@ -256,16 +263,11 @@ def test_words_are_counted_through_a_search(model, batch):
     """References that begin like what is found and are longer, so that brevity tells."""
     tokens = ["<pad>", "<unk>", "<s>", "</s>", "▁a", "b", "▁ab", "▁", "a", ".", "▁b", "ba", "▁c"]
     words = Words(TokenList.build(tokens, Cut("sentencepiece", model=SPM)), 0.0, "words")
-    config = SearchConfig(beam_size=4, n_best=3, alpha=1.0)
-    found = beam_search(model, batch.source, batch.source_lengths, config)
+    found = three_best(model, batch)
     references = [[*hypotheses[-1].tokens, *[4, 5, 5, 9, 6, 5] * 2] for hypotheses in found]
     target = pad_sequence([torch.tensor([*reference, EOS]) for reference in references], batch_first=True)
     batch = replace(batch, target=target, target_lengths=(target > 0).sum(dim=1))
-    with torch.no_grad():
-        memory = model.encode(batch.source, batch.source_lengths)
-        trace = trace_search(model, memory, limits_of(batch), 4, 9, alpha=1.0, n_best=3)
-        _, scores = cumulate(trace)
-        ranked, bleu = pool(trace, scores, candidate_values(trace, batch, EOS, words))
+    ranked, bleu = pooled(model, batch, words)
     others = 0
     for row, hypotheses in enumerate(found):
         plain = [sacre(h.tokens, references[row]) for h in hypotheses]
@@ -278,15 +280,10 @@ def test_words_are_counted_through_a_search(model, batch):
 
 def test_what_a_hypothesis_is_worth_to_the_batch(model, batch):
     """sacreBLEU's corpus BLEU with each hypothesis in place of its sentence's best."""
-    config = SearchConfig(beam_size=4, n_best=3, alpha=1.0)
-    found = beam_search(model, batch.source, batch.source_lengths, config)
+    found = three_best(model, batch)
     references = [batch.target[row, : batch.target_lengths[row] - 1].tolist() for row in range(6)]
-    with torch.no_grad():
-        memory = model.encode(batch.source, batch.source_lengths)
-        trace = trace_search(model, memory, limits_of(batch), 4, 9, alpha=1.0, n_best=3)
-        _, scores = cumulate(trace)
-        ranked, bleu = pool(trace, scores, candidate_values(trace, batch, EOS, together=True))
-        alone = pool(trace, scores, candidate_values(trace, batch, EOS))[1]
+    ranked, bleu = pooled(model, batch, together=True)
+    _, alone = pooled(model, batch)
     first = [hypotheses[0].tokens for hypotheses in found]
     whole = corpus_bleu(first, references)
     assert whole > 0.1
