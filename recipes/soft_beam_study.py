@@ -1,6 +1,6 @@
 """The soft-beam study: the same cross-entropy model, the same wall time, one objective an arm. Every seed has a
 cross-entropy model of its own, trained in two phases, the second with locked dropout, which all its arms begin with
-(with --convergence 0 there is no second phase).
+(with --convergence 0 there is no second phase). What these models and the arms are stands in soft_beam_study.yaml.
 
     python recipes/soft_beam_study.py start DIR ...    the cross-entropy models, --jobs at a time
     python recipes/soft_beam_study.py plan DIR ...     seconds an update of each arm -> updates that fill --minutes
@@ -29,13 +29,17 @@ import numpy as np
 import yaml
 
 CONFIGS = Path(__file__).parent / "configs"
+SETTINGS = Path(__file__).with_suffix(".yaml")
 BEAMS = (1, 5, 10)
 START = "cross_entropy"
 CONVERGED = "converged"
 CONTROL = "continued"
 # Of a fine-tuning run, whatever its speed: the best of more is better by chance.
 VALIDATIONS = 4
-# The second phase of cross-entropy. What an arm gains must not be what cross-entropy alone had still to gain.
+# Updates of the second phase of cross-entropy, on a corpus of which nothing else is said.
+UPDATES = 1400
+# What that phase changes in fine-tuning's configuration. What an arm gains must not be what cross-entropy alone had still
+# to gain.
 CONVERGENCE = {"objective": "cross_entropy", "model.locked": True}
 
 
@@ -57,7 +61,33 @@ class Run:
 
     @property
     def words(self) -> list[str]:
-        return [word for key, value in self.flags.items() for word in (f"--{key}", str(value))]
+        return as_words(self.flags)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model that the arms on a corpus begin with.
+
+    Attributes:
+        flags: what its first phase changes in the configuration.
+        dropout: of every training that says nothing of it; None for that of the configurations.
+        convergence: updates of its second phase; 0 for none.
+    """
+
+    flags: dict[str, Any]
+    dropout: float | None = None
+    convergence: int = UPDATES
+
+
+def as_words(flags: dict[str, Any]) -> list[str]:
+    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+
+
+def start_on(chosen: argparse.Namespace, corpus: str) -> Start:
+    """That of the settings, but for what the command says."""
+    known = yaml.safe_load(SETTINGS.read_text())["starts"].get(corpus, {})
+    said = {"dropout": chosen.dropout, "convergence": chosen.convergence}
+    return Start(**{"flags": {}} | known | {key: value for key, value in said.items() if value is not None})
 
 
 def home(chosen: argparse.Namespace, corpus: str) -> Path:
@@ -70,13 +100,13 @@ def starts(chosen: argparse.Namespace) -> Iterator[Run]:
     for seed in chosen.seeds:
         for corpus in chosen.corpora:
             for name, flags in ((START, {}), (CONVERGED, CONVERGENCE)):
-                if name == START or chosen.convergence:
+                if name == START or start_on(chosen, corpus).convergence:
                     yield Run(corpus, name, seed, home(chosen, corpus) / f"{name}.{seed}", flags)
 
 
 def runs(chosen: argparse.Namespace) -> Iterator[Run]:
     """All runs of the study, the control of a seed first."""
-    arms = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+    arms = yaml.safe_load(SETTINGS.read_text())["arms"]
     for seed in chosen.seeds:
         for corpus in chosen.corpora:
             for arm, settings in arms.items():
@@ -88,21 +118,22 @@ def runs(chosen: argparse.Namespace) -> Iterator[Run]:
 
 def fine_tuning(run: Run, chosen: argparse.Namespace, folder: Path, updates: int) -> list[str]:
     """The command of a run of so many updates."""
-    begin = START if run.arm == CONVERGED or not chosen.convergence else CONVERGED
+    start = start_on(chosen, run.corpus)
+    begin = START if run.arm == CONVERGED or not start.convergence else CONVERGED
     return [
         *("nmt", "train", "--config", str(CONFIGS / "study_fine_tuning.yaml"), "--run", str(folder)),
         *("--from", str(home(chosen, run.corpus) / f"{begin}.{run.seed}"), "--data.corpus", run.corpus),
         *("--seed", str(run.seed), "--trainer.max_steps", str(updates), "--trainer.threads", str(chosen.threads)),
         *("--trainer.validate_every", str(max(1, updates // VALIDATIONS))),
-        *dropout(chosen),
+        # An arm that says its own overrides it.
+        *dropout(start),
         *run.words,
         *shlex.split(chosen.flags),
     ]
 
 
-def dropout(chosen: argparse.Namespace) -> list[str]:
-    """What is asked for; an arm that says its own overrides it."""
-    return [] if chosen.dropout is None else ["--model.dropout", str(chosen.dropout)]
+def dropout(start: Start) -> list[str]:
+    return [] if start.dropout is None else ["--model.dropout", str(start.dropout)]
 
 
 def plan(chosen: argparse.Namespace) -> None:
@@ -147,12 +178,14 @@ def start(chosen: argparse.Namespace) -> None:
     """Trains the cross-entropy models that are not finished."""
 
     def command(run: Run) -> list[str]:
+        begin = start_on(chosen, run.corpus)
         if run.arm == CONVERGED:
-            return fine_tuning(run, chosen, run.folder, chosen.convergence)
+            return fine_tuning(run, chosen, run.folder, begin.convergence)
         return [
             *("nmt", "train", "--config", str(CONFIGS / "study_cross_entropy.yaml"), "--run", str(run.folder)),
             *("--data.corpus", run.corpus, "--seed", str(run.seed), "--trainer.threads", str(chosen.threads)),
-            *dropout(chosen),
+            *dropout(begin),
+            *as_words(begin.flags),
             *shlex.split(chosen.start_flags),
             *shlex.split(chosen.flags),
         ]
@@ -299,10 +332,10 @@ def main() -> None:
     parser.add_argument("--corpora", nargs="+", default=["multi30k_en-fr", "multi30k_en-de"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--arms", nargs="*", default=[], help="these alone")
-    parser.add_argument("--minutes", type=float, default=20.0, help="wall time of a run, validations not counted")
+    parser.add_argument("--minutes", type=float, default=15.0, help="wall time of a run, validations not counted")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of a run")
-    parser.add_argument("--convergence", type=int, default=1400, help="updates of the second phase; 0: there is none")
+    parser.add_argument("--convergence", type=int, default=None, help="updates of the second phase; 0: there is none")
     parser.add_argument("--dropout", type=float, default=None, help="of every training that says nothing of it")
     parser.add_argument("--start-flags", default="", help="more flags for the first phase, such as sizes, in one word")
     parser.add_argument("--flags", default="", help="more flags for every training, in one word")

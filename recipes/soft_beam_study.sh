@@ -8,11 +8,11 @@ dir=runs/soft_beam_study                  # everything lands here
 corpora="multi30k_en-fr multi30k_en-de"   # corpus cards; tatoeba_en-fr, too, where you have its files (data/README.md)
 seeds="1 2 3"                             # of the cross-entropy models, and of what begins with them
 arms=""                                   # these arms alone; empty: all
-minutes=20                                # wall time of a fine-tuning run alone, validations not counted
+minutes=15                                # wall time of a fine-tuning run alone, validations not counted
 jobs=2                                    # runs at a time
 threads=1                                 # threads of a run
-convergence=1400                          # updates of the second phase of cross-entropy; 0: there is none
-dropout=""                                # of all trainings by cross-entropy; empty: that of the configurations
+convergence=""                            # updates of the second phase of cross-entropy; 0: there is none
+dropout=""                                # of all trainings by cross-entropy
 start_flags=""                            # more flags for the first phase of cross-entropy, such as sizes
 train_flags=""                            # more flags for every nmt train
 stage=0                                   # begin here ...
@@ -29,11 +29,12 @@ Options (with their defaults):
   --minutes $minutes           wall time of a fine-tuning run, validations not counted
   --jobs $jobs               runs at a time
   --threads $threads            threads of a run
-  --convergence $convergence     updates of the second phase of cross-entropy; 0: there is none
-  --dropout ""           of all trainings by cross-entropy, instead of the configurations'
+  --convergence ""       updates of the second phase of cross-entropy; 0: there is none
+  --dropout ""           of all trainings by cross-entropy
   --start-flags ""       further flags of the first phase, such as "--model.hidden 128"
   --train-flags ""       further flags for every nmt train
   --stage $stage, --stop-stage $stop_stage
+What is empty is that of recipes/soft_beam_study.yaml, where each corpus has its own.
 Stages: 0 environment, 1 corpora, 2 cross-entropy, twice, 3 plan, 4 fine-tuning, 5 test set and table
 EOT
 }
@@ -56,8 +57,8 @@ wanted() { [ "$1" -ge "$stage" ] && [ "$1" -le "$stop_stage" ]; }
 study() { # study VERB [FLAG ...]
     # shellcheck disable=SC2086
     python recipes/soft_beam_study.py "$1" "$dir" --corpora $corpora --seeds $seeds --arms $arms --minutes "$minutes" \
-        --jobs "$jobs" --threads "$threads" --convergence "$convergence" ${dropout:+--dropout "$dropout"} \
-        --start-flags "$start_flags" --flags "$train_flags"
+        --jobs "$jobs" --threads "$threads" ${convergence:+--convergence "$convergence"} \
+        ${dropout:+--dropout "$dropout"} --start-flags "$start_flags" --flags "$train_flags"
 }
 
 if wanted 0; then

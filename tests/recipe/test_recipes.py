@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nmt.config_file import read_config
 from tests import ROOT
 from tests.trained import shipped
 
@@ -150,12 +151,36 @@ def test_the_study_ends_in_a_table_and_reads_the_test_set_once(tmp_path):
     assert (tmp_path / "out" / "results.jsonl").read_text() == results
 
 
-def test_without_a_second_phase_the_study_begins_with_the_first(tmp_path):
+@pytest.fixture(scope="module")
+def study():
     path = ROOT / "recipes" / "soft_beam_study.py"
     spec = importlib.util.spec_from_file_location("soft_beam_study", path)
     study = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = study  # where dataclasses look their modules up
     spec.loader.exec_module(study)
+    return study
+
+
+def test_settings_of_the_study_are_keys_of_a_configuration(study):
+    settings = yaml.safe_load(study.SETTINGS.read_text())
+    for start in settings["starts"].values():
+        read_config(study.CONFIGS / "study_cross_entropy.yaml", study.Start(**start).flags)
+    for arm in settings["arms"].values():
+        flags = {key: value for key, value in arm.items() if key not in ("only", "seeds")}
+        read_config(study.CONFIGS / "study_fine_tuning.yaml", flags)
+
+
+def test_a_corpus_of_the_study_has_its_own_model_but_for_what_the_command_says(study):
+    chosen = argparse.Namespace(convergence=None, dropout=None)
+    settings = yaml.safe_load(study.SETTINGS.read_text())["starts"]
+    assert study.start_on(chosen, "multi30k_en-de") == study.Start(**settings["multi30k_en-de"])
+    assert study.start_on(chosen, "another") == study.Start({}, None, study.UPDATES)
+    chosen = argparse.Namespace(convergence=0, dropout=0.4)
+    said = study.start_on(chosen, "multi30k_en-de")
+    assert said == study.Start(settings["multi30k_en-de"]["flags"], 0.4, 0)
+
+
+def test_without_a_second_phase_the_study_begins_with_the_first(study, tmp_path):
     chosen = argparse.Namespace(directory=tmp_path, corpora=["c"], seeds=[1], arms=["continued"], threads=1)
     chosen.flags, chosen.dropout = "", None
     for chosen.convergence, names, begins in ((0, ["cross_entropy"], "cross_entropy.1"),
