@@ -38,8 +38,7 @@ CONTROL = "continued"
 VALIDATIONS = 4
 # Updates of the second phase of cross-entropy, on a corpus of which nothing else is said.
 UPDATES = 1400
-# What that phase changes in fine-tuning's configuration. What an arm gains must not be what cross-entropy alone had still
-# to gain.
+# What that phase changes in fine-tuning's configuration. An arm must not gain what cross-entropy had still to gain.
 CONVERGENCE = {"objective": "cross_entropy", "model.locked": True}
 
 
