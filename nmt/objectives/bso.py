@@ -58,6 +58,12 @@ class BSOConfig:
         check_units("bso", self.word_share, self.brevity)
         if self.cost not in ("bleu", "one"):
             raise UserError(f"bso.cost is '{self.cost}'; choose bleu or one")
+        for name, default in (("word_share", 0.0), ("brevity", "pieces")):
+            if self.cost == "one" and getattr(self, name) != default:
+                raise UserError(
+                    f"bso.{name} is {getattr(self, name)}, but bso.cost 'one' knows no BLEU; leave it {default}, or "
+                    "use bleu"
+                )
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"bso.label_smoothing is {self.label_smoothing}; give a share from 0 up to 1")
 

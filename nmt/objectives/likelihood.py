@@ -166,7 +166,7 @@ class _LayerLogLikelihood(torch.autograd.Function):
                 if of_x is not None:
                     of_x[block] = (powers @ v) * -factor
                 if of_v is not None:
-                    _add_product(of_v, powers.t(), (x[block] * -factor).to(dtype))
+                    _add_product(of_v, powers.t(), x[block] * -factor)
 
             value = (weights * log_probability).sum()
             if of_x is not None:
@@ -233,8 +233,12 @@ def _blocks(rows: Tensor, count: int, size: int) -> Iterator[tuple[slice, slice]
 
 
 def _add_product(result: Tensor, left: Tensor, right: Tensor) -> None:
-    """result += left @ right, where the factors may be narrower than the result."""
+    """result += left @ right, multiplied in the precision of the left, which may be narrower."""
     if left.dtype == result.dtype:
         result.addmm_(left, right)
+    elif left.dtype == torch.float16:
+        # What weighs little has no number there, and the scale of the loss comes later.
+        largest = right.abs().amax().clamp_min(torch.finfo(right.dtype).tiny)
+        result.addcmul_((left @ (right / largest).to(left.dtype)).to(result.dtype), largest)
     else:
-        result += left @ right
+        result += left @ right.to(left.dtype)

@@ -56,8 +56,8 @@ class MinRiskConfig:
         for name in ("sharpness", "alpha", "overrun", "cross_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"min_risk.{name} is {getattr(self, name)}; give 0 or more")
-        if not 0 <= self.tolerance <= 1:
-            raise UserError(f"min_risk.tolerance is {self.tolerance}; give a share from 0 to 1")
+        if not 0 <= self.tolerance < 1:
+            raise UserError(f"min_risk.tolerance is {self.tolerance}; give a share from 0 up to 1 (0.05)")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"min_risk.label_smoothing is {self.label_smoothing}; give a share from 0 up to 1")
 

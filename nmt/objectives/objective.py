@@ -18,7 +18,7 @@ class Loss(NamedTuple):
         value: a scalar to minimise, in nats a target token unless the objective says otherwise.
         figures: what to log.
         after_backward: figures that are there once the gradient has been computed: their squares are summed up in
-            place as it passes; 0 before. Log their square roots.
+            place as it passes, of the value as it is, whatever it was multiplied by; 0 before. Log their square roots.
         normaliser: what the value is a mean over, in number: tokens or sentences of the batch. An update of several
             batches weighs them by it.
     """
@@ -34,6 +34,12 @@ class Objective(Protocol):
     alone, so that a resumed run repeats it. If it has parameters it is a `torch.nn.Module`."""
 
     def __call__(self, model: Seq2Seq, batch: Batch, update: int = 0) -> Loss: ...
+
+
+def shares(scores: Tensor, sharpness: float) -> Tensor:
+    """The softmax of sharpness * score (..., slots); what holds nothing, -inf, has no share, at sharpness 0 neither."""
+    there = scores > -torch.inf
+    return (sharpness * scores.masked_fill(~there, 0.0)).masked_fill(~there, -torch.inf).softmax(dim=-1)
 
 
 def shifted(model: Seq2Seq, target: Tensor) -> Tensor:

@@ -40,6 +40,11 @@ class ScheduledSamplingConfig:
                 raise UserError(f"scheduled_sampling.{name} is '{getattr(self, name)}'; choose {choices}")
         if not 0 <= self.end <= 1:
             raise UserError(f"scheduled_sampling.end is {self.end}; give a probability from 0 to 1")
+        if self.schedule == "exponential" and not self.end:
+            raise UserError(
+                "scheduled_sampling.end is 0, where an exponential schedule is from the first update; give more "
+                "(0.01), or use linear"
+            )
         if self.updates < 1:
             raise UserError(f"scheduled_sampling.updates is {self.updates}; give at least 1")
         if not 0 <= self.label_smoothing < 1:

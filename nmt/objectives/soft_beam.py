@@ -7,8 +7,10 @@ cross-entropy, whose prefixes are decoded in the same steps.
 """
 
 import copy
+import logging
 import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -18,18 +20,30 @@ from torch.nn.functional import pad
 from nmt.errors import UserError, did_you_mean
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.cross_entropy import forced_nll
-from nmt.objectives.objective import Loss, shifted
+from nmt.objectives.objective import Loss, shares, shifted
 from nmt.objectives.soft_losses import BLEULoss, GoldInBeamLoss, SoftLoss, TokenLoss
 from nmt.objectives.traced import Figures, check_bleu, is_open, pool_risk, traced_loss
 from nmt.objectives.words import Unit, Words, check_units
 from nmt.recompute import recomputed
 from nmt.search.beam import Beam, first_beam, restart_beam
-from nmt.search.soft import Operator, SoftSearchConfig, SoftStep, cut_off, soft_advance
+from nmt.search.soft import LossScale, Operator, SoftSearchConfig, SoftStep, cut_off, soft_advance
 from nmt.search.trace import Trace
 from nmt.text.batching import Batch
 from nmt.topk import Constant, Exponential, Learned, Linear, Schedule, soft_topk, sorted_soft_topk
 from nmt.topk.rivals import OPERATORS
-from nmt.tree import join_slots, map_tree, split_slots
+from nmt.tree import join_slots, map_tree, product, split_slots
+
+logger = logging.getLogger(__name__)
+
+_UNROLLED = ("token", "gold_in_beam", "expected_bleu")
+# The losses that read a setting; all read the others, or it is refused where they do not.
+READ_BY = {
+    "restart": ("token",),
+    "overrun": ("reachable_bleu", "expected_bleu"),
+    "sharpness": ("reachable_bleu", "expected_bleu"),
+    **dict.fromkeys(("risk", "tolerance", "references"), ("reachable_bleu",)),
+    **dict.fromkeys(("recompute", "search.damping", "search.values", "search.clip", "search.rollout"), _UNROLLED),
+}
 
 # Scores are log p / |y|: their differences are a tenth of those of log p.
 RISK_SHARPNESS = 10.0
@@ -159,9 +173,17 @@ class SoftBeamConfig:
                     f"soft_beam.{name} is {getattr(self, name)}, but soft_beam.loss '{self.loss}' knows {default} "
                     f"alone; leave it {default}, or use reachable_bleu"
                 )
-        for name, high in (("restart", 1.0), ("tolerance", 1.0), ("references", 1.0), ("label_smoothing", 0.999)):
-            if not 0 <= getattr(self, name) <= high:
+        for name in ("restart", "references"):
+            if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give a number from 0 to 1")
+        for name in ("tolerance", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give a share from 0 up to 1")
+        if self.temperature.schedule == "learned" and self.operator == "perturbed_topk":
+            raise UserError(
+                "soft_beam.operator is 'perturbed_topk', which has no gradient for its temperature, but "
+                "soft_beam.temperature.schedule is 'learned'; use another operator or schedule"
+            )
         if self.divergence and self.loss != "reachable_bleu":
             raise UserError(
                 f"soft_beam.divergence is {self.divergence}, but soft_beam.loss '{self.loss}' knows none; leave it 0, "
@@ -170,6 +192,14 @@ class SoftBeamConfig:
         for name in ("overrun", "sharpness", "risk", "cross_entropy", "divergence"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"soft_beam.{name} is {getattr(self, name)}; give 0 or more")
+
+
+def unread(config: SoftBeamConfig) -> dict[str, Any]:
+    """The settings that are not the default and that the loss does not read, with their values. A configuration may be
+    shared by several losses: they are told, not refused."""
+    plain = SoftBeamConfig()
+    values = {name: attrgetter(name)(config) for name, losses in READ_BY.items() if config.loss not in losses}
+    return {name: value for name, value in values.items() if value != attrgetter(name)(plain)}
 
 
 class SoftBeam(nn.Module):
@@ -187,6 +217,9 @@ class SoftBeam(nn.Module):
         super().__init__()
         self.config = config
         self.words = words
+        if idle := unread(config):
+            told = ", ".join(f"soft_beam.{name} ({value})" for name, value in idle.items())
+            logger.warning(f"soft_beam.loss '{config.loss}' does not read {told}")
         if operator is None:
             operator = OPERATORS[config.operator].operator
             if operator not in (soft_topk, sorted_soft_topk):
@@ -198,7 +231,7 @@ class SoftBeam(nn.Module):
     def stay_near(self, start: Seq2Seq) -> None:
         """Keeps a frozen copy of the model that the run begins with, if the divergence from it counts."""
         if self.config.divergence:
-            self.anchor = copy.deepcopy(start).requires_grad_(False)
+            self.anchor = copy.deepcopy(start).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "SoftBeam":
         """As of every module; the start's dropout stays off."""
@@ -253,7 +286,7 @@ class SoftBeam(nn.Module):
 
     def _make_loss(self, model: Seq2Seq, batch: Batch) -> SoftLoss:
         if self.config.loss == "token":
-            return TokenLoss(batch, self.config.restart)
+            return TokenLoss(batch, self.config.restart, model.eos)
         if self.config.loss == "gold_in_beam":
             return GoldInBeamLoss(batch)
         return BLEULoss(model, batch, self.config.search, self.config.sharpness, self.config.overrun)
@@ -269,11 +302,12 @@ class SoftBeam(nn.Module):
         gold_features: list[Tensor] = []
         softness: list[Tensor] = []
         entropy: list[Tensor] = []
+        scale = LossScale()
         squares = {f"gradient_{path}": torch.zeros((), device=batch.target.device) for path in ("states", "scores")}
 
         def watch(path: str, weights: Tensor) -> Tensor:
             def add(grad: Tensor) -> None:
-                squares[f"gradient_{path}"].add_(grad.detach().square().sum())
+                squares[f"gradient_{path}"].add_((grad.detach() / scale.factor).square().sum())
 
             if weights.requires_grad:
                 weights = weights.view_as(weights)
@@ -290,7 +324,7 @@ class SoftBeam(nn.Module):
             parts = (advanced.state, advanced.features)
             (free_state, free), (led_state, led_features) = split_slots(parts, beam.slots)
             config, operator = self.config.search, self.operator
-            step = soft_advance(model, free, free_state, beam, config, operator, temperature, required, watch)
+            step = soft_advance(model, free, free_state, beam, config, operator, temperature, required, watch, scale)
             if self.config.recompute:
                 # What is a part of a tensor keeps all of it.
                 led_state, led_features = map_tree(torch.clone, (led_state, led_features))
@@ -321,7 +355,8 @@ class SoftBeam(nn.Module):
         figures["nll"] = plain / tokens
         # As in a traced loss, the main term decides what a batch of an update weighs.
         normaliser = len(batch) if self.config.loss == "expected_bleu" else tokens
-        return Loss(value + self.config.cross_entropy * nll / tokens, figures, squares, normaliser)
+        total = scale.watch(value + self.config.cross_entropy * nll / tokens)
+        return Loss(total, figures, squares, normaliser)
 
 
 def without_masks(operator: Operator) -> Operator:
@@ -334,7 +369,9 @@ def without_masks(operator: Operator) -> Operator:
             return operator(scores, k, temperature)
         lowest = torch.where(there, scores.detach(), torch.inf).amin(dim=-1, keepdim=True)
         lowest = torch.where(lowest < torch.inf, lowest, 0.0)
-        weights = operator(torch.where(there, scores, lowest - 20 * temperature), k, temperature)
+        # How far below is no matter of the temperature's gradient.
+        below = 20 * (temperature.detach() if isinstance(temperature, Tensor) else temperature)
+        weights = operator(torch.where(there, scores, lowest - below), k, temperature)
         return weights * (there if weights.dim() == there.dim() else there.unsqueeze(-1))
 
     return select
@@ -366,8 +403,9 @@ def reachable_bleu(
     size = min(trace.beam_size, width)
     kept = operator(score, size, temperature)
     if kept.dim() > score.dim():
-        pi = (sharpness * score[..., :size]).softmax(dim=2)
-        share, kept = torch.matmul(kept, pi.unsqueeze(3)).squeeze(3), kept.sum(dim=3)
+        pi = shares(score[..., :size], sharpness)
+        share = product(kept.flatten(0, 1), pi.flatten(0, 1).unsqueeze(2)).view(score.shape)
+        kept = kept.sum(dim=3)
     else:
         share = kept / size
 

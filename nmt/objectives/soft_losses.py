@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from nmt.models.seq2seq import Seq2Seq
+from nmt.objectives.objective import shares
 from nmt.objectives.soft_bleu import count_reference, soft_bleu
-from nmt.search.beam import Beam
+from nmt.search.beam import Beam, continued
 from nmt.search.soft import SoftSearchConfig, SoftStep, scale_gradient
 from nmt.text.batching import Batch
+from nmt.tree import product
 
 
 class SoftLoss(ABC):
@@ -38,11 +40,17 @@ class SoftLoss(ABC):
         """The loss, and figures to log."""
 
 
-class TokenLoss(SoftLoss):
-    """-log sum_l pi_l p_l(gold_t), a mean over the reference's tokens."""
+# Of a slot that has ended so much counts as open, where the reference goes on: the slope of its logarithm stays finite.
+LEAST_OPEN = 1e-3
 
-    def __init__(self, batch: Batch, restart: float) -> None:
+
+class TokenLoss(SoftLoss):
+    """-log sum_l pi_l p'_l(gold_t), a mean over the reference's tokens; p' is that of the search, in which a slot that
+    has ended continues with EOS alone."""
+
+    def __init__(self, batch: Batch, restart: float, eos: int) -> None:
         self.batch = batch
+        self.eos = eos
         self.restart = restart
         self.steps = batch.target.shape[1]
         self.parts: list[Tensor] = []
@@ -55,7 +63,10 @@ class TokenLoss(SoftLoss):
         gold = self.batch.target[:, position]
         # By indices: gather would keep all logits for the backward pass.
         logits = step.logits[torch.arange(len(gold), device=gold.device), :, gold]
-        mixture = step.before.scores.log_softmax(dim=1) + (logits - step.normaliser)
+        ends = (gold == self.eos).unsqueeze(1)
+        finished = torch.where(ends, step.before.finished, step.before.finished.clamp_max(1 - LEAST_OPEN))
+        token = continued(logits - step.normaliser, finished, ends)
+        mixture = step.before.scores.log_softmax(dim=1) + token
         inside = self.batch.target_lengths > position
         self.parts.append(-mixture.logsumexp(dim=1) * inside)
 
@@ -91,7 +102,7 @@ class GoldInBeamLoss(SoftLoss):
         share = self.share.to(weights.dtype)
         inside = self.batch.target_lengths > position
         last = (self.batch.target_lengths == position + 1).unsqueeze(1)
-        after = torch.bmm((share.gather(1, candidates.slots) * gold).unsqueeze(1), weights).squeeze(1)
+        after = product((share.gather(1, candidates.slots) * gold).unsqueeze(1), weights).squeeze(1)
         first = torch.arange(after.shape[1], device=after.device) == 0
         held = (after * (first | ~last)).sum(dim=1)
         # Far below the k-th the weight underflows: the loss is then as large as it gets, and flat.
@@ -141,7 +152,7 @@ class BLEULoss(SoftLoss):
         # The last column counts the token itself, so that lengths travel with the matches.
         seen = torch.cat([matches, grows], dim=2)
         going = 1 - step.before.finished.gather(1, candidates.slots)
-        self.rows.append(torch.bmm(moves.transpose(1, 2), going.unsqueeze(2) * seen))
+        self.rows.append(product(moves.transpose(1, 2), going.unsqueeze(2) * seen))
         self.parents.append(scale_gradient(step.selection.parents, self.damping))
 
     def matches(self) -> tuple[Tensor, Tensor]:
@@ -151,15 +162,15 @@ class BLEULoss(SoftLoss):
         descent = descent.expand(self.rows[-1].shape[0], slots, slots)
         rows: list[Tensor] = []
         for row, parents in zip(reversed(self.rows), reversed(self.parents), strict=True):
-            rows.append(torch.bmm(descent, row))
-            descent = torch.bmm(descent, parents)
+            rows.append(product(descent, row))
+            descent = product(descent, parents)
         everything = torch.stack(rows[::-1], dim=2)
         return everything[..., :-1], everything[..., -1].sum(dim=2)
 
     def finish(self, beam: Beam) -> tuple[Tensor, dict[str, Tensor]]:
         match, length = self.matches()
         bleu = soft_bleu(match, length, self.reference)
-        pi = (self.sharpness * beam.scores).softmax(dim=1)
+        pi = shares(beam.scores, self.sharpness)
         value = 1 - (pi * bleu).sum(dim=1).mean()
         return value, {
             "soft_bleu": 1 - value.detach(),

@@ -7,17 +7,18 @@ model's gradient is that of sum G log p, for which only the prefixes with weight
 (`nmt.search.replay`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from nmt.errors import UserError
 from nmt.models.seq2seq import Seq2Seq
 from nmt.objectives.likelihood import token_log_likelihood, weighted_log_likelihood
-from nmt.objectives.objective import Loss
+from nmt.objectives.objective import Loss, shares
 from nmt.objectives.prefix_bleu import sobered
 from nmt.objectives.scorer import make_scorer
 from nmt.objectives.words import Words
@@ -86,16 +87,13 @@ def traced_loss(
         words: what BLEU counts; None for pieces.
         together, sober: see `candidate_values`.
     """
-    training = model.training
     # Where the steps draw nothing, the search runs the network that the replay runs, on the same memory.
     shared = None if model.steps_draw else model.encode(batch.source, batch.source_lengths)
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         memory = model.encode(batch.source, batch.source_lengths) if shared is None else map_tree(Tensor.detach, shared)
         limits = batch.target_lengths + overrun
         trace = trace_search(model, memory, limits, beam_size, candidates, alpha=alpha, n_best=n_best)
         values = candidate_values(trace, batch, model.eos, words, together=together, sober=sober)
-    model.train(training)
 
     # Under no_grad, too: the value of the loss needs the weights.
     with torch.enable_grad():
@@ -161,6 +159,18 @@ def traced_loss(
         total = total + slope * (tensor - tensor.detach())
     # The main term is a mean over the sentences; the cross-entropy, one over tokens, goes with it.
     return Loss(total, figures, normaliser=len(batch))
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A module in evaluation mode; afterwards, whatever happens, each of its parts is in the mode that it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def mean_divergence(wanted: Tensor, logits: Tensor) -> Tensor:
@@ -257,7 +267,7 @@ def pool_risk(trace: Trace, scores: list[Tensor], values: list[Tensor], sharpnes
     """1 - sum over the pool of softmax(sharpness * score) * BLEU, a mean over the sentences."""
     ranked, bleu = pool(trace, scores, values)
     there = ranked > -torch.inf
-    pi = (sharpness * ranked).softmax(dim=1)
+    pi = shares(ranked, sharpness)
     risk = (1 - (pi * bleu).sum(dim=1)).mean()
     best = bleu.masked_fill(~there, 0.0).amax(dim=1).mean()
     first = bleu.gather(1, ranked.argmax(dim=1, keepdim=True)).mean()

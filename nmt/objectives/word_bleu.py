@@ -28,7 +28,8 @@ class WordMatches(NamedTuple):
 class WordBLEU:
     """BLEU of the words that prefixes spell; what it counts as one is told by `Words`.
 
-    A word that may go on counts as each word of the reference that begins like it, since it can become that.
+    A word that may go on counts as each word of the reference that begins like it, since it can become that: of
+    several such words as all of them.
 
     Args:
         words: of the target vocabulary.
@@ -67,13 +68,13 @@ class WordBLEU:
     def counts(self, matches: WordMatches, finished: Tensor) -> Counts:
         """Of finished hypotheses (batch, slots); of the others, what they reach if all words to come match the
         reference as far as what stands allows."""
-        ended, value, size, _ = matches
+        ended, value, size, joinable = matches
         prefixes = self.reference.prefixes.unsqueeze(1)
         longest = prefixes.shape[3] - 1
         place = size.clamp_max(longest)[..., None, None].expand(-1, -1, prefixes.shape[2], 1)
         begins = prefixes.expand(-1, size.shape[1], -1, -1).gather(3, place).squeeze(3) == value.unsqueeze(2)
         begins = begins & (size <= longest).unsqueeze(2)
-        equal = torch.where(finished.unsqueeze(2), self._is_word(value), begins)
+        equal = torch.where((finished | ~joinable).unsqueeze(2), self._is_word(value), begins)
         return self.scorer.counts(self.scorer.add(ended, equal, size > 0), finished)
 
     bleu = staticmethod(smoothed_bleu)

@@ -23,15 +23,12 @@ class UpdateGradient:
         accumulate: batches an update in each process.
         unit: weights are counted in this many tokens or sentences, so that gradients keep their magnitude.
 
-    Attributes:
-        weight: what the loss of the present batch was multiplied by.
     """
 
     def __init__(self, world: World, accumulate: int, unit: float = 1.0) -> None:
         self.world = world
         self.accumulate = accumulate
         self.unit = unit
-        self.weight: Tensor | float = 1.0
         self._total: Tensor | float = 0.0
         self._wrong: Tensor | float = 0.0
 
@@ -55,10 +52,7 @@ class UpdateGradient:
             return value
         share = torch.as_tensor(normaliser, dtype=torch.float64, device=value.device) / self.unit
         self._total = self._total + share
-        weight = share.to(value.dtype)
-        # Lightning divides by the number of batches.
-        self.weight = weight / self.accumulate
-        return value * weight
+        return value * share.to(value.dtype)
 
     def finish(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """Makes the mean of the sums that the backward passes of an update have left, the same in all processes.

@@ -137,7 +137,7 @@ class TranslationModule(pl.LightningModule):
 
     def on_after_backward(self) -> None:
         for name, squares in self.after_backward.items():
-            self.log(f"train/{name}", squares.sqrt() / self.gradient.weight, on_step=True, on_epoch=False)
+            self.log(f"train/{name}", squares.sqrt(), on_step=True, on_epoch=False)
         self.after_backward = {}
         # Here, not before the optimiser's step: a scaler of float16 has to see the sums of all processes.
         if self.ends_update:

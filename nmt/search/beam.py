@@ -144,9 +144,7 @@ def include(
     rows = torch.arange(len(slot), device=slot.device)
     log_probability = logits[rows, slot, token].to(normaliser.dtype) - normaliser[rows, slot]
     finished = beam.finished[rows, slot]
-    score = beam.scores[rows, slot] + torch.where(
-        token == model.eos, _log_ended(log_probability, finished), log_probability + _log_going(finished)
-    )
+    score = beam.scores[rows, slot] + continued(log_probability, finished, token == model.eos)
     there = ((candidates.slots == slot.unsqueeze(1)) & (candidates.tokens == token.unsqueeze(1))).any(dim=1)
     place = torch.arange(candidates.scores.shape[1], device=slot.device) == candidates.scores.shape[1] - 1
     new = place & ~there.unsqueeze(1)
@@ -155,6 +153,16 @@ def include(
         torch.where(new, slot.unsqueeze(1), candidates.slots),
         torch.where(new, token.unsqueeze(1), candidates.tokens),
     )
+
+
+def continued(log_probability: Tensor, finished: Tensor, ends: Tensor) -> Tensor:
+    """log p'(v) of `expand`: what a token's log-probability is where its slot has ended with a probability.
+
+    Args:
+        log_probability, finished: of the token and of its slot.
+        ends: whether the token is EOS.
+    """
+    return torch.where(ends, _log_ended(log_probability, finished), log_probability + _log_going(finished))
 
 
 def _log_going(finished: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from nmt.models.seq2seq import Seq2Seq
 from nmt.search.beam import Beam, Candidates, expand, first_beam, include
 from nmt.search.peaks import log_normaliser
 from nmt.topk import sorted_soft_topk
-from nmt.tree import map_tree, mix_slots
+from nmt.tree import map_tree, mix_slots, product
 
 Operator = Callable[[Tensor, int, float | Tensor], Tensor]
 """(scores (..., C), k, temperature) -> soft indicators (..., C, k), column m that of the m-th best."""
@@ -121,14 +121,40 @@ def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
     return tensor.detach() + factor * (tensor - tensor.detach())
 
 
-def clip_gradient(tensor: Tensor, norm: float) -> Tensor:
-    """The same values; the gradient that flows back through them is shortened, row by row, to at most `norm`."""
+class LossScale:
+    """What a loss is multiplied by before its backward pass, as mixed precision and updates of several batches do.
+
+    Gradients inside the loss are larger by that factor, which who measures them has to know.
+
+    Attributes:
+        factor: known from the beginning of the backward pass on.
+    """
+
+    def __init__(self) -> None:
+        self.factor: Tensor | float = 1.0
+
+    def watch(self, loss: Tensor) -> Tensor:
+        """The same loss; its gradient is the factor."""
+
+        def note(grad: Tensor) -> None:
+            self.factor = grad.detach()
+
+        if loss.requires_grad:
+            loss = loss.view_as(loss)
+            loss.register_hook(note)
+        return loss
+
+
+def clip_gradient(tensor: Tensor, norm: float, scale: LossScale | None = None) -> Tensor:
+    """The same values; the gradient that flows back through them is shortened, row by row, to at most `norm` times the
+    scale of the loss."""
     if norm == 0 or not tensor.requires_grad:
         return tensor
 
     def shorten(grad: Tensor) -> Tensor:
         length = grad.flatten(1).norm(dim=1).clamp_min(torch.finfo(grad.dtype).tiny)
-        return grad * (norm / length).clamp(max=1.0).view(-1, *[1] * (grad.dim() - 1))
+        most = norm * (scale.factor if scale else 1.0)
+        return grad * (most / length).clamp(max=1.0).view(-1, *[1] * (grad.dim() - 1))
 
     tensor = tensor.view_as(tensor)
     tensor.register_hook(shorten)
@@ -154,7 +180,7 @@ def soft_select(
         hard = chosen * (candidates.scores > -torch.inf).unsqueeze(2)
         moves = hard + (weights - weights.detach())
     membership = weights.new_zeros(rows, width, slots).scatter_(2, candidates.slots.unsqueeze(2), 1.0)
-    return SoftSelection(candidates, weights, moves, torch.bmm(moves.transpose(1, 2), membership))
+    return SoftSelection(candidates, weights, moves, product(moves.transpose(1, 2), membership))
 
 
 def unwatched(path: str, tensor: Tensor) -> Tensor:
@@ -169,12 +195,13 @@ def soft_reparent(
     state: Any,
     config: SoftSearchConfig,
     watch: Watch = unwatched,
+    scale: LossScale | None = None,
 ) -> Beam:
     """Every slot takes a mixture of its parents' states and of its tokens' embeddings."""
     candidates, weights, moves, parents = selection
 
     def controlled(mixing: Tensor) -> Tensor:
-        return watch("states", clip_gradient(scale_gradient(mixing, config.damping), config.clip))
+        return watch("states", clip_gradient(scale_gradient(mixing, config.damping), config.clip, scale))
 
     # A masked candidate has weight 0; 0 * -inf must be 0.
     scores = candidates.scores.masked_fill(candidates.scores == -torch.inf, 0.0)
@@ -185,7 +212,7 @@ def soft_reparent(
     # Fewer candidates than slots leave empty columns: such a slot holds nothing.
     held = moves.detach().sum(dim=1) > 0.5
     for_scores = by_slot.detach() if config.values == "hard" else watch("scores", by_slot)
-    mixed = torch.bmm(for_scores, torch.stack([scores, finished], dim=2))
+    mixed = product(for_scores, torch.stack([scores, finished], dim=2))
     return Beam(
         state=mix_slots(state, controlled(parents)),
         embedding=torch.bmm(controlled(by_slot).to(embedding.dtype), embedding),
@@ -205,18 +232,19 @@ def soft_advance(
     temperature: float | Tensor | None = None,
     required: tuple[Tensor, Tensor] | None = None,
     watch: Watch = unwatched,
+    scale: LossScale | None = None,
 ) -> SoftStep:
     """Expands, selects and re-parents a beam whose slots the model has just advanced to `features` and `state`.
 
     Operator and temperature are as those of `soft_select`; `required` is a slot and a token, (batch,) each, that
-    compete in any case; `watch` sees the weights where they mix."""
+    compete in any case; `watch` sees the weights where they mix; `scale` is that of the loss, for `config.clip`."""
     logits = model.project(features)
     normaliser = log_normaliser(logits)
     candidates = expand(model, logits, normaliser, beam, config.candidates)
     if required is not None:
         candidates = include(model, candidates, logits, normaliser, beam, *required)
     selection = soft_select(candidates, beam.slots, config, operator, temperature)
-    after = soft_reparent(model, selection, beam, state, config, watch)
+    after = soft_reparent(model, selection, beam, state, config, watch, scale)
     return SoftStep(beam, logits, normaliser, selection, after)
 
 

@@ -111,6 +111,19 @@ def test_half_precision_is_near_and_sums_in_float32(rows_at_once, monkeypatch):
     assert not torch.equal(value, expected)  # or nothing was rounded
 
 
+def test_in_float16_what_weighs_little_keeps_its_gradient():
+    """A loss is a mean over thousands of tokens, and its scale comes after this."""
+    torch.manual_seed(0)
+    layer, features = nn.Linear(32, 500), torch.randn(40, 32)
+    asked = torch.arange(40), torch.randint(0, 500, (40,)), torch.full((40,), 1e-7), None
+    (expected,) = torch.autograd.grad(plain_likelihood(layer(features), *asked)[0], layer.weight)
+    with torch.autocast("cpu", torch.float16):
+        value, _ = token_log_likelihood(Head(layer), features, *asked)
+    (found,) = torch.autograd.grad(value, layer.weight)
+    others = torch.ones(500, dtype=torch.bool).index_fill(0, asked[1], False)
+    assert (found - expected)[others].norm() < 0.01 * expected[others].norm()
+
+
 def test_logits_far_from_zero_lose_nothing():
     layer = nn.Linear(1, 3, bias=False)
     layer.weight.data = torch.tensor([[1e4], [1e4 - 1], [-1e4]])

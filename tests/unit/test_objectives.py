@@ -1,6 +1,7 @@
 """Objectives against torch's own, against slow references and limits, and by finite differences."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,7 +159,12 @@ def slow_soft_beam(model, source, target, config):
         log_p = logits[0].log_softmax(1).tolist()
         if config.loss == "token":
             weight = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
-            token_loss -= math.log(sum(w * math.exp(log_p[l][target[position]]) for l, w in enumerate(weight)))
+            gold, ended = target[position], [float(f) for f in finished]
+            if gold == EOS:
+                p = [f + (1 - f) * math.exp(log_p[l][gold]) for l, f in enumerate(ended)]
+            else:
+                p = [max(1 - f, 1e-3) * math.exp(log_p[l][gold]) for l, f in enumerate(ended)]
+            token_loss -= math.log(sum(w * each for w, each in zip(weight, p, strict=True)))
         candidates = []
         for l in range(k):
             for v, value in enumerate(log_p[l]):
@@ -238,6 +244,12 @@ def test_equals_a_slow_reference_sentence_by_sentence(tiny_model, loss):
     batch = random_batch(6, 14, 6, seed=9)
     config = soft_config(loss, restart=0.0, cross_entropy=0.0, sharpness=0.7)
     with torch.no_grad():
+        if loss == "token":
+            # Slots that have ended, where references go on.
+            model.output.bias[EOS] += 3
+            memory = model.encode(batch.source, batch.source_lengths)
+            steps = soft_beam_search(model, memory, 6, batch.target.shape[1], config.search)
+            assert any((step.before.finished > 0.99).any() for step in steps)
         fast = SoftBeam(config)(model, batch).value.item()
         slow, steps = [], batch.target.shape[1] + config.overrun
         for row in range(6):
@@ -389,6 +401,75 @@ def test_steps_that_are_made_again_have_the_same_gradients(tiny_model, loss, opt
     assert kept[1] < kept[0] / 3
 
 
+@pytest.mark.parametrize("loss", ["token", "gold_in_beam", "expected_bleu"])
+def test_what_the_loss_is_multiplied_by_does_not_change_the_clipping(tiny_model, loss):
+    """Mixed precision and updates of several batches multiply it."""
+    model = tiny_model(vocabulary=14, seed=4, scale=1.5).double()
+    batch = random_batch(6, 14, 9, seed=3)
+    found = {}
+    for clip in (1e-5, 0.0):
+        search = SoftSearchConfig(beam_size=3, candidates=8, clip=clip, damping=1.0)
+        objective = SoftBeam(SoftBeamConfig(loss, search))
+        for scale in (1.0, 65536.0):
+            torch.manual_seed(5)
+            model.zero_grad()
+            result = objective(model, batch)
+            (scale * result.value).backward()
+            gradient = torch.cat([p.grad.flatten() for p in model.parameters()]) / scale
+            found[clip, scale] = gradient, dict(result.after_backward)
+    torch.testing.assert_close(found[1e-5, 1.0], found[1e-5, 65536.0])
+    assert found[1e-5, 1.0][1]["gradient_states"] > 0
+    # Or nothing was clipped.
+    assert (found[1e-5, 1.0][0] - found[0.0, 1.0][0]).norm() > 1e-3 * found[0.0, 1.0][0].norm()
+
+
+@pytest.mark.parametrize("loss", ["token", "gold_in_beam", "expected_bleu"])
+def test_mixed_precision_counts_in_float32(tiny_model, loss, monkeypatch):
+    from nmt.objectives import soft_beam
+
+    model = tiny_model(vocabulary=40, hidden=32, embedding=24)
+    batch = random_batch(6, 40, 25, seed=3, shortest=25)
+    kinds, advance = set(), soft_beam.soft_advance
+
+    def watched(*given):
+        step = advance(*given)
+        kinds.update((step.after.scores.dtype, step.after.finished.dtype, step.selection.parents.dtype))
+        return step
+
+    monkeypatch.setattr(soft_beam, "soft_advance", watched)
+    search = SoftSearchConfig(beam_size=4, candidates=8, temperature=0.3, damping=0.0)
+    objective = SoftBeam(SoftBeamConfig(loss, search, restart=0.0, cross_entropy=0.0))
+    found = []
+    for narrow in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            found.append(objective(model, batch).value.item())
+    assert kinds == {torch.float32}
+    assert found[1] != found[0] and found[1] == pytest.approx(found[0], rel=0.02)
+
+
+def test_float16_has_a_gradient_where_nothing_matches(tiny_model):
+    model = tiny_model(vocabulary=14, seed=4)
+    batch = random_batch(4, 14, 6, seed=1)
+    batch.target[:, 0], batch.target[:, 1:] = EOS, 0
+    batch = replace(batch, target=batch.target[:, :1], target_lengths=torch.ones_like(batch.target_lengths))
+    with torch.autocast("cpu", torch.float16):
+        value = SoftBeam(soft_config("expected_bleu"))(model, batch).value
+    value.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_settings_that_a_loss_does_not_read_are_told(caplog):
+    SoftBeam(SoftBeamConfig("token", references=0.25, search=SoftSearchConfig(clip=1.0)))
+    assert caplog.messages == ["soft_beam.loss 'token' does not read soft_beam.references (0.25)"]
+    caplog.clear()
+    SoftBeam(SoftBeamConfig(restart=0.2, risk=0.5, search=SoftSearchConfig(values="hard")))
+    told = "soft_beam.loss 'reachable_bleu' does not read soft_beam.restart (0.2), soft_beam.search.values (hard)"
+    assert caplog.messages == [told]
+    caplog.clear()
+    SoftBeam(SoftBeamConfig("expected_bleu", overrun=3, sharpness=2.0, recompute=True))
+    assert not caplog.messages
+
+
 def test_shifted_begins_with_bos(tiny_model):
     model = tiny_model()
     assert shifted(model, torch.tensor([[7, 8, 3], [9, 3, 0]])).tolist() == [[2, 7, 8], [2, 9, 3]]
@@ -403,6 +484,10 @@ def test_shifted_begins_with_bos(tiny_model):
         ({"cross_entropy": -0.1}, "cross_entropy is -0.1"),
         ({"loss": "gold_in_beam", "search": SoftSearchConfig(values="hard")}, "'hard', but soft_beam.loss 'gold_in"),
         ({"loss": "token", "divergence": 0.5}, "divergence is 0.5, but soft_beam.loss 'token' knows none"),
+        (
+            {"operator": "perturbed_topk", "temperature": TemperatureConfig("learned")},
+            "'perturbed_topk', which has no gradient for its temperature",
+        ),
     ],
 )
 def test_impossible_objective_is_refused(options, words):

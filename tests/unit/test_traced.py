@@ -19,7 +19,7 @@ from nmt.objectives import (
     TemperatureConfig,
 )
 from nmt.objectives.likelihood import weighted_log_likelihood
-from nmt.objectives.objective import shifted
+from nmt.objectives.objective import shares, shifted
 from nmt.objectives.traced import candidate_values, cumulate, pool
 from nmt.objectives.words import Words
 from nmt.search import SearchConfig, SoftSearchConfig, beam_search
@@ -550,6 +550,44 @@ def test_impossible_settings_are_refused(options, words):
 
     with pytest.raises(UserError, match=words):
         MinRiskConfig(**options)
+
+
+def test_without_sharpness_all_that_is_there_weighs_alike(model, batch):
+    """The limit; what is not there has no weight."""
+    scores = torch.tensor([[-1.0, -3.0, -torch.inf], [-2.0, -torch.inf, -torch.inf]], requires_grad=True)
+    found = shares(scores, 0.0)
+    assert found.tolist() == [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]
+    assert torch.isfinite(torch.autograd.grad(found[:, 0].sum(), scores)[0]).all()
+
+    def risk(sharpness):
+        return MinRisk(MinRiskConfig(sharpness=sharpness, cross_entropy=0.0))(model, batch).value
+
+    torch.testing.assert_close(risk(0.0), risk(1e-9), rtol=0, atol=1e-7)
+
+
+def test_a_search_leaves_the_modes_of_a_model_as_they_were(tiny_model, monkeypatch):
+    model, batch = tiny_model(vocabulary=15, dropout=0.5).train(), random_batch(4, 15, 6)
+    model.encoder.eval()
+    before = [part.training for part in model.modules()]
+    objective = MinRisk(MinRiskConfig())
+    objective(model, batch)
+    assert [part.training for part in model.modules()] == before
+    monkeypatch.setattr(type(model), "advance", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        objective(model, batch)
+    assert [part.training for part in model.modules()] == before
+
+
+def test_the_start_has_no_dropout(tiny_model):
+    """A model that is built is in training mode."""
+    model, batch = tiny_model(vocabulary=15, dropout=0.5, scale=1.5).double().train(), random_batch(4, 15, 6)
+    objective = SoftBeam(SoftBeamConfig(divergence=1.0))
+    objective.stay_near(model)
+    assert not any(part.training for part in objective.anchor.modules())
+    objective.train()
+    assert not any(part.training for part in objective.anchor.modules())
+    assert objective(model.eval(), batch).figures["divergence"].item() == pytest.approx(0.0, abs=1e-12)
+    assert objective(model.train(), batch).figures["divergence"].item() > 1e-3
 
 
 @pytest.mark.parametrize("name", OPERATORS)

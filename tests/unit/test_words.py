@@ -134,6 +134,15 @@ def test_half_a_word_is_worth_nothing_once_it_ends(vocabulary, words):
     assert values(words, [ids["the re"]], [reference], True)[0] < 0.8
 
 
+def test_a_word_that_cannot_go_on_is_what_it_is():
+    """ "..." is a word of its own, which "." does not become."""
+    vocabulary = TokenList.build(["<pad>", "<unk>", "<s>", "</s>", "cat", ".", "..."], Cut("words"))
+    short, long = vocabulary.ids(["cat", "."]), vocabulary.ids(["cat", "..."])
+    reach = values(Words(vocabulary), [short, long], [long] * 2, False)
+    assert reach == pytest.approx([values(Words(vocabulary), [short], [long], True)[0], 1.0])
+    assert reach[0] < 0.8
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text("ab▁.,'-(", max_size=4), max_size=12))
 def test_words_are_those_of_the_text(texts):
