@@ -22,7 +22,6 @@ class UpdateGradient:
         world: the processes.
         accumulate: batches an update in each process.
         unit: weights are counted in this many tokens or sentences, so that gradients keep their magnitude.
-
     """
 
     def __init__(self, world: World, accumulate: int, unit: float = 1.0) -> None:
